@@ -1,0 +1,1 @@
+"""Training into flat minima with Noise Stability Optimization, and measuring what it did."""

@@ -1,0 +1,53 @@
+"""The loss of a prediction against its target, averaged over the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Batch: TypeAlias = Any
+"""What a loader yields: `(inputs, targets)`, or a mapping with "inputs" and "targets"."""
+
+Objective: TypeAlias = Callable[[nn.Module, Batch], Tensor]
+"""`(model, batch) -> loss`, a scalar: the mean over the samples of the batch."""
+
+
+class Supervised:
+    """`criterion(model(inputs), targets)`: the usual supervised objective.
+
+    Inputs that are a mapping (token ids, attention mask, ...) are passed to the model by name, and
+    an output that carries `logits`, as those of transformers do, is taken for its logits.
+
+    Args:
+        criterion: `(outputs, targets) -> scalar`, the mean over samples. Default: cross-entropy.
+    """
+
+    def __init__(
+        self, criterion: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
+    ) -> None:
+        self.criterion = criterion
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of `model` on `batch`, a scalar tensor."""
+        inputs, targets = inputs_and_targets(batch)
+        return self.criterion(logits(model, inputs), targets)
+
+
+def inputs_and_targets(batch: Batch) -> tuple[Any, Tensor]:
+    """The two parts of a supervised batch: `(inputs, targets)` or {"inputs": ..., "targets": ...}."""
+    if isinstance(batch, Mapping):
+        return batch["inputs"], batch["targets"]
+    inputs, targets = batch
+    return inputs, targets
+
+
+def logits(model: nn.Module, inputs: Any) -> Tensor:
+    """What the model predicts, shape (samples, classes)."""
+    outputs = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    predicted = getattr(outputs, "logits", outputs)
+    if not isinstance(predicted, torch.Tensor):
+        raise TypeError(f"the model returned {type(outputs).__name__}, not a tensor or .logits")
+    return predicted

@@ -1,0 +1,32 @@
+"""Where the gradient is taken: the pass engine, and one file per method."""
+
+from flatminima.perturb import schedules
+from flatminima.perturb.cards import Card, card, cards, make, options, register
+from flatminima.perturb.engine import Pass, Perturbed, Turn
+from flatminima.perturb.noise import DISTRIBUTIONS, Noise, Stream
+from flatminima.perturb.nso import NSO
+from flatminima.perturb.plain import Plain
+from flatminima.perturb.sam import SAM
+from flatminima.perturb.weights import Gradients, Weights, global_norm
+
+__all__ = [
+    "DISTRIBUTIONS",
+    "NSO",
+    "SAM",
+    "Card",
+    "Gradients",
+    "Noise",
+    "Pass",
+    "Perturbed",
+    "Plain",
+    "Stream",
+    "Turn",
+    "Weights",
+    "card",
+    "cards",
+    "global_norm",
+    "make",
+    "options",
+    "register",
+    "schedules",
+]

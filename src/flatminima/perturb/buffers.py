@@ -1,0 +1,147 @@
+"""BatchNorm statistics, and every other buffer, while passes run at moved weights.
+
+A buffer that a forward pass changes (running mean and variance, counters, spectral norm vectors)
+must come out of a step as if there had been one forward pass at W:
+
+- each pass starts from the buffers as they were before the first pass;
+- if a pass ran at W, its buffers are kept: exactly those of plain training;
+- otherwise the average over the passes is kept, each counting as its gradient does. For passes at
+  W + U and W - U the terms odd in U cancel, so it differs from the statistics at W by O(sigma^2);
+- integers (the count of batches) are kept from the first pass;
+- after an exception the buffers are as before the first pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+
+class _Buffer:
+    """One buffer of one module, as it was before the first pass."""
+
+    def __init__(self, owner: dict[str, Tensor | None], name: str, tensor: Tensor) -> None:
+        self._owner, self._name = owner, name
+        self._tensor, self._start = tensor, tensor.clone()
+        self._version = tensor._version
+        self._result: Tensor | None = None
+        self._total = 0.0
+
+    def changed(self) -> bool:
+        """Whether a pass wrote to the buffer, or bound another tensor to its name."""
+        now = self._owner.get(self._name)
+        return now is not self._tensor or now._version != self._version
+
+    def gather(self, weight: float) -> None:
+        """Add the present value to the average; of an integer keep the first."""
+        now = self._owner.get(self._name)
+        if now is None:
+            return
+        if not now.is_floating_point() and not now.is_complex():
+            self._result = now.clone() if self._result is None else self._result
+        elif self._result is None:
+            self._result, self._total = now.detach() * weight, weight
+        else:
+            self._result.add_(now, alpha=weight)
+            self._total += weight
+
+    def discard(self) -> None:
+        """Forget what was gathered."""
+        self._result, self._total = None, 0.0
+
+    def average(self) -> Tensor | None:
+        """What `gather` collected."""
+        if self._result is None or self._total in (0.0, 1.0):  # 0: an integer
+            return self._result
+        return self._result / self._total
+
+    def write(self, value: Tensor | None) -> None:
+        """Set the buffer to `value`, or to its start where there is none."""
+        value = self._start if value is None else value
+        if value.shape == self._tensor.shape:
+            self._tensor.copy_(value)
+        else:
+            self._tensor = value
+        self._owner[self._name] = self._tensor
+        self._version = self._tensor._version
+
+
+class Buffers:
+    """Keeps the buffers of every module that runs a forward pass.
+
+    An optimizer has no handle on the modules, so they are found as they are called: a global
+    forward hook, alive only while passes run, sees each outermost module before its forward.
+
+    Args:
+        model: The module, where it is known; then no hook is needed.
+    """
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self._buffers: list[_Buffer] = []
+        self._seen: set[int] = set()
+        self._found_by_hook = model is None
+        self._from_home = False
+        if model is not None:
+            self._adopt(model)
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """While open, modules are found when they are called."""
+        if not self._found_by_hook:
+            yield
+            return
+        handle = register_module_forward_pre_hook(lambda module, _: self._adopt(module))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @torch.no_grad()
+    def start_pass(self) -> None:
+        """Set the buffers to what they were before the first pass."""
+        for buffer in self._buffers:
+            if buffer.changed():
+                buffer.write(None)
+
+    @torch.no_grad()
+    def end_pass(self, *, at_home: bool, weight: float) -> None:
+        """Gather what the pass made of the buffers."""
+        if self._from_home:
+            return
+        for buffer in self._buffers:
+            if at_home:
+                buffer.discard()
+            if buffer.changed() and (at_home or weight):
+                buffer.gather(1.0 if at_home else weight)
+        self._from_home = at_home
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Write what was gathered."""
+        for buffer in self._buffers:
+            result = buffer.average()
+            if result is not None or buffer.changed():
+                buffer.write(result)
+
+    @torch.no_grad()
+    def rewind(self) -> None:
+        """Write what was there before the first pass."""
+        for buffer in self._buffers:
+            buffer.write(None)
+
+    @torch.no_grad()
+    def _adopt(self, module: nn.Module) -> None:
+        if id(module) in self._seen:
+            return
+        for part in module.modules():
+            if id(part) not in self._seen:
+                self._seen.add(id(part))
+                self._buffers += [
+                    _Buffer(part._buffers, name, tensor)
+                    for name, tensor in part._buffers.items()
+                    if tensor is not None
+                ]

@@ -1,0 +1,111 @@
+"""What a method says of itself, and the list of all methods."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from flatminima.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from flatminima.perturb.engine import Perturbed
+
+    Method = TypeVar("Method", bound=type[Perturbed])
+
+
+@dataclass(frozen=True)
+class Card:
+    """One method as the command line and the docs show it.
+
+    Attributes:
+        name: How a user asks for it.
+        title: Its full name.
+        equation: The gradient that the base optimizer steps along.
+        gradients: Gradients per step.
+        buffers: Weight-sized buffers beyond the base optimizer's, while passes run.
+        strength: The name of its main hyperparameter; "" where it has none.
+        suggested: Where to start with it.
+        source: Paper, year, arXiv id.
+        slot: The slot of a training run that it fills.
+        aliases: Other names.
+        preset: Options that tell it from another method of the same class.
+    """
+
+    name: str
+    title: str
+    equation: str
+    gradients: str
+    buffers: str
+    strength: str
+    suggested: str
+    source: str
+    slot: str = "perturb"
+    aliases: tuple[str, ...] = ()
+    preset: Mapping[str, Any] | None = None
+
+
+_METHODS: dict[str, tuple[Card, type[Perturbed]]] = {}
+
+
+def register(*presets: Card) -> Callable[[Method], Method]:
+    """Enter a class, under its own card and those of its presets, into the list of methods."""
+
+    def enter(cls: Method) -> Method:
+        for card in (cls.card, *presets):
+            for name in (card.name, *card.aliases):
+                _METHODS[name] = (card, cls)
+        return cls
+
+    return enter
+
+
+def cards() -> list[Card]:
+    """The cards of all methods, in the order in which they were entered."""
+    return list({card.name: card for card, _ in _METHODS.values()}.values())
+
+
+def card(name: str) -> Card:
+    """The card of a method, by its name or an alias.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    return _lookup(name)[0]
+
+
+def options(name: str) -> list[str]:
+    """The options that a method takes beyond the base optimizer."""
+    chosen, cls = _lookup(name)
+    parameters = list(inspect.signature(cls).parameters)[1:]
+    return [option for option in parameters if option not in (chosen.preset or {})]
+
+
+def make(name: str, base: Optimizer, **given: Any) -> Perturbed:
+    """A method by name, wrapped around a base optimizer.
+
+    Args:
+        name: The name on its card, or an alias.
+        base: The base optimizer.
+        given: Options of the method.
+
+    Raises:
+        InputError: no such method, or an option that it does not have.
+    """
+    chosen, cls = _lookup(name)
+    known = options(name)
+    for option in given:
+        if option not in known:
+            raise unknown(f"option of {name!r}", option, known)
+    if chosen.strength and chosen.strength not in given:
+        raise InputError(f"{name!r} needs {chosen.strength}: {chosen.suggested}")
+    return cls(base, **given, **(chosen.preset or {}))
+
+
+def _lookup(name: str) -> tuple[Card, type[Perturbed]]:
+    if name not in _METHODS:
+        raise unknown("method", name, _METHODS)
+    return _METHODS[name]

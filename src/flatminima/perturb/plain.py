@@ -1,0 +1,39 @@
+"""Plain training: one pass at W."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+
+from flatminima.perturb.cards import Card, register
+from flatminima.perturb.engine import Pass, Perturbed, Turn
+
+
+@register()
+class Plain(Perturbed):
+    """The base optimizer, unchanged: the gradient is that of f at W.
+
+    It exists so that a comparison runs every method through one engine.
+
+    Args:
+        base: The optimizer that takes the steps.
+    """
+
+    card = Card(
+        name="plain",
+        title="Plain training",
+        equation="g(W)",
+        gradients="1",
+        buffers="0",
+        strength="",
+        suggested="",
+        source="",
+        aliases=("sgd", "none"),
+    )
+    strength_name = "strength"
+
+    def __init__(self, base: Optimizer) -> None:
+        super().__init__(base, strength=0.0)
+
+    def plan(self, turn: Turn) -> list[Pass]:
+        """One pass at W."""
+        return [Pass()]

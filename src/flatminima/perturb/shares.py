@@ -1,0 +1,63 @@
+"""Cutting a batch into the shares that the passes of a step work on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from flatminima.errors import InputError
+
+Share = tuple[int, int]
+"""(i, n): the i-th of n nearly equal parts of a batch, in order."""
+
+WHOLE: Share = (0, 1)
+
+
+def sample_count(batch: Any) -> int:
+    """How many samples a batch holds: the first dimension of the first tensor found in it.
+
+    Args:
+        batch: A tensor, or a mapping, tuple or list of batches.
+
+    Raises:
+        InputError: there is no tensor with a first dimension in it.
+    """
+    count = _count(batch)
+    if count is None:
+        raise InputError(
+            f"cannot cut a {type(batch).__name__} into parts: passes() takes tensors, or mappings, "
+            "tuples and lists of them, whose first dimension counts the samples"
+        )
+    return count
+
+
+def _count(batch: Any) -> int | None:
+    if isinstance(batch, Tensor):
+        return batch.shape[0] if batch.dim() else None
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, (tuple, list)):
+        return next((count for part in batch if (count := _count(part)) is not None), None)
+    return None
+
+
+def bounds(share: Share, samples: int) -> tuple[int, int]:
+    """First and one past the last sample of a share."""
+    part, parts = share
+    return part * samples // parts, (part + 1) * samples // parts
+
+
+def cut(batch: Any, start: int, stop: int, samples: int) -> Any:
+    """The samples [start, stop) of a batch; what does not count the samples is kept whole."""
+    if isinstance(batch, Tensor):
+        return batch[start:stop] if batch.dim() and batch.shape[0] == samples else batch
+    if isinstance(batch, Mapping):
+        return {key: cut(value, start, stop, samples) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(cut(part, start, stop, samples) for part in batch))
+    if isinstance(batch, (tuple, list)):
+        parts = [cut(part, start, stop, samples) for part in batch]
+        return tuple(parts) if isinstance(batch, tuple) else parts
+    return batch

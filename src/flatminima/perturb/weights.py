@@ -1,0 +1,155 @@
+"""The weights while passes run: where they are, and the way home."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One parameter that a method may move.
+
+    Attributes:
+        tensor: The parameter, moved in place.
+        strength: Its group's sigma or rho at this step, never 0.
+        tensor_id: Addresses its noise stream.
+    """
+
+    tensor: Tensor
+    strength: float
+    tensor_id: int
+
+
+class Weights:
+    """The parameters that may be moved, W where they are at home.
+
+    A copy of W is made at the first move and dropped at `restore`, which brings each weight back
+    bit for bit; it is the one weight-sized buffer of the engine.
+
+    Args:
+        slots: The parameters, with their strengths. Those of strength 0 are left out.
+    """
+
+    def __init__(self, slots: list[Slot]) -> None:
+        self.slots = slots
+        self._tensors = [slot.tensor for slot in slots]
+        self._home: list[Tensor] | None = None
+
+    @torch.no_grad()
+    def displace(self, offsets: Iterable[Tensor | None]) -> None:
+        """Put each weight at W + offset, offsets in the order of `slots`; None stays at W.
+
+        The offsets are consumed one at a time, so a generator of them needs the memory of one.
+        """
+        if self._home is None:
+            self._home = [tensor.clone() for tensor in self._tensors]
+        else:
+            torch._foreach_copy_(self._tensors, self._home)
+        for tensor, offset in zip(self._tensors, offsets, strict=True):
+            if offset is not None:
+                tensor.add_(offset)
+
+    @torch.no_grad()
+    def reflect(self) -> None:
+        """Mirror the weights at W: from W + U to W - U, where U is the displacement as rounded.
+
+        W - U = 2 W - (W + U) needs neither a second draw nor a copy of U, and mirrors the
+        displacement that the floating-point weights really made.
+        """
+        if self._home is None:
+            return
+        torch._foreach_neg_(self._tensors)
+        torch._foreach_add_(self._tensors, self._home, alpha=2)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Bring the weights back to W, bit for bit."""
+        if self._home is not None:
+            torch._foreach_copy_(self._tensors, self._home)
+            self._home = None
+
+    @property
+    def away(self) -> bool:
+        """Whether the weights have left W."""
+        return self._home is not None
+
+
+class Gradients:
+    """The `.grad` of the parameters while passes add to it.
+
+    Passes count with different weights although each calls plain `backward()`, which adds. So
+    `.grad` is kept in units of the running pass's weight w: scaled by (old w) / (new w) before a
+    pass, and by w after the last. Nothing is scaled where all passes count 1, and powers of two
+    (NSO with k = 1) scale exactly.
+
+    Args:
+        parameters: Every parameter of the optimizer.
+    """
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self._parameters = parameters
+        self._unit = 1.0
+        self._held: list[Tensor | None] | None = None
+
+    def count(self, weight: float) -> None:
+        """From here on backward passes count `weight` times."""
+        self._scale(self._unit / weight)
+        self._unit = weight
+
+    def settle(self) -> None:
+        """Put `.grad` back in units of 1."""
+        self._scale(self._unit)
+        self._unit = 1.0
+
+    def take(self) -> None:
+        """Set aside what was gathered, for a pass that must start from an empty `.grad`."""
+        self._held = [parameter.grad for parameter in self._parameters]
+        self.clear()
+
+    def clear(self) -> None:
+        """Empty `.grad`."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def forget(self) -> None:
+        """Drop what was gathered so far, set aside or not."""
+        if self._held is not None:
+            self._held = [None] * len(self._parameters)
+        else:
+            self.clear()
+
+    @torch.no_grad()
+    def put_back(self, *, add: bool) -> None:
+        """Undo `take`: bring back what was set aside, adding `.grad` to it or dropping `.grad`."""
+        if self._held is None:
+            return
+        for parameter, held in zip(self._parameters, self._held, strict=True):
+            if held is not None:
+                if add and parameter.grad is not None:
+                    held.add_(parameter.grad)
+                parameter.grad = held
+            elif not add:
+                parameter.grad = None
+        self._held = None
+
+    @torch.no_grad()
+    def _scale(self, factor: float) -> None:
+        gradients: list[Any] = [p.grad for p in self._parameters if p.grad is not None]
+        if factor != 1.0 and gradients:
+            torch._foreach_mul_(gradients, factor)
+
+
+@torch.no_grad()
+def global_norm(tensors: list[Tensor]) -> Tensor:
+    """The Euclidean norm of all tensors together, float32 at least, on the first one's device."""
+    norms = [
+        torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+        for tensor in tensors
+    ]
+    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
+    return total
