@@ -1,1 +1,82 @@
-"""Training into flat minima with Noise Stability Optimization, and measuring what it did."""
+"""Training into flat minima with Noise Stability Optimization, and measuring what it did.
+
+    optimizer = flatminima.NSO(torch.optim.AdamW(model.parameters(), lr=1e-4), sigma=0.01)
+
+    for _ in optimizer.passes():
+        loss_fn(model(x), y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+The names below are imported when they are first used, so that the command line starts quickly.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flatminima.errors import InputError
+    from flatminima.measure import (
+        CurvatureReport,
+        Estimate,
+        Hessian,
+        curvature,
+        hessian_trace,
+        perturbation_gap,
+        top_eigenvalues,
+    )
+    from flatminima.objectives import Supervised
+    from flatminima.perturb import (
+        NSO,
+        SAM,
+        Card,
+        Pass,
+        Perturbed,
+        Plain,
+        Turn,
+        cards,
+        make,
+        register,
+        schedules,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NSO",
+    "SAM",
+    "Card",
+    "CurvatureReport",
+    "Estimate",
+    "Hessian",
+    "InputError",
+    "Pass",
+    "Perturbed",
+    "Plain",
+    "Supervised",
+    "Turn",
+    "cards",
+    "curvature",
+    "hessian_trace",
+    "make",
+    "perturbation_gap",
+    "register",
+    "schedules",
+    "top_eigenvalues",
+]
+
+_HOMES = ("flatminima.perturb", "flatminima.measure", "flatminima.objectives", "flatminima.errors")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for home in _HOMES:
+            module = importlib.import_module(home)
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -37,7 +37,7 @@ class Supervised:
 
 
 def inputs_and_targets(batch: Batch) -> tuple[Any, Tensor]:
-    """The two parts of a supervised batch: `(inputs, targets)` or {"inputs": ..., "targets": ...}."""
+    """The parts of a batch: `(inputs, targets)` or {"inputs": ..., "targets": ...}."""
     if isinstance(batch, Mapping):
         return batch["inputs"], batch["targets"]
     inputs, targets = batch

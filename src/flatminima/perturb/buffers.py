@@ -22,44 +22,45 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 
 class _Buffer:
-    """One buffer of one module, as it was before the first pass."""
+    """One buffer of one module, as it was before the first pass.
+
+    What changed is told by value: BatchNorm's kernels write the running statistics without raising
+    the tensor's version counter. The comparison stays on the device, elementwise.
+    """
 
     def __init__(self, owner: dict[str, Tensor | None], name: str, tensor: Tensor) -> None:
         self._owner, self._name = owner, name
         self._tensor, self._start = tensor, tensor.clone()
-        self._version = tensor._version
-        self._result: Tensor | None = None
-        self._total = 0.0
+        self.discard()
 
-    def changed(self) -> bool:
-        """Whether a pass wrote to the buffer, or bound another tensor to its name."""
-        now = self._owner.get(self._name)
-        return now is not self._tensor or now._version != self._version
+    def discard(self) -> None:
+        """Forget what was gathered."""
+        self._result: Tensor | None = None
+        self._changed: Tensor | None = None
+        self._total = 0.0
 
     def gather(self, weight: float) -> None:
         """Add the present value to the average; of an integer keep the first."""
         now = self._owner.get(self._name)
         if now is None:
             return
-        if not now.is_floating_point() and not now.is_complex():
+        if not now.is_floating_point() or now.shape != self._start.shape:
             self._result = now.clone() if self._result is None else self._result
-        elif self._result is None:
-            self._result, self._total = now.detach() * weight, weight
+        elif self._result is None or self._changed is None:
+            self._result, self._changed, self._total = now * weight, now != self._start, weight
         else:
             self._result.add_(now, alpha=weight)
+            self._changed |= now != self._start
             self._total += weight
 
-    def discard(self) -> None:
-        """Forget what was gathered."""
-        self._result, self._total = None, 0.0
-
     def average(self) -> Tensor | None:
-        """What `gather` collected."""
-        if self._result is None or self._total in (0.0, 1.0):  # 0: an integer
+        """What `gather` collected; where no pass changed the buffer its very bits."""
+        if self._result is None or self._changed is None:
             return self._result
-        return self._result / self._total
+        mean = self._result if self._total == 1.0 else self._result / self._total
+        return torch.where(self._changed, mean, self._start)
 
-    def write(self, value: Tensor | None) -> None:
+    def write(self, value: Tensor | None = None) -> None:
         """Set the buffer to `value`, or to its start where there is none."""
         value = self._start if value is None else value
         if value.shape == self._tensor.shape:
@@ -67,7 +68,6 @@ class _Buffer:
         else:
             self._tensor = value
         self._owner[self._name] = self._tensor
-        self._version = self._tensor._version
 
 
 class Buffers:
@@ -104,8 +104,7 @@ class Buffers:
     def start_pass(self) -> None:
         """Set the buffers to what they were before the first pass."""
         for buffer in self._buffers:
-            if buffer.changed():
-                buffer.write(None)
+            buffer.write()
 
     @torch.no_grad()
     def end_pass(self, *, at_home: bool, weight: float) -> None:
@@ -115,7 +114,7 @@ class Buffers:
         for buffer in self._buffers:
             if at_home:
                 buffer.discard()
-            if buffer.changed() and (at_home or weight):
+            if at_home or weight:
                 buffer.gather(1.0 if at_home else weight)
         self._from_home = at_home
 
@@ -123,15 +122,13 @@ class Buffers:
     def finish(self) -> None:
         """Write what was gathered."""
         for buffer in self._buffers:
-            result = buffer.average()
-            if result is not None or buffer.changed():
-                buffer.write(result)
+            buffer.write(buffer.average())
 
     @torch.no_grad()
     def rewind(self) -> None:
         """Write what was there before the first pass."""
         for buffer in self._buffers:
-            buffer.write(None)
+            buffer.write()
 
     @torch.no_grad()
     def _adopt(self, module: nn.Module) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, overload
 
@@ -330,7 +330,8 @@ class Perturbed(Optimizer):
         replay = Replay(parameter.device for parameter in parameters)
         self._broken_off = True
         try:
-            with buffers.watch():
+            # One pass at W leaves the buffers as plain training does.
+            with buffers.watch() if len(plan) > 1 or plan[0].move else nullcontext():
                 for index, current in enumerate(plan):
                     weight = current.weight * _fraction(current.share, samples)
                     if current.move is not None:

@@ -1,0 +1,84 @@
+"""`flatminima compare`: methods times seeds, and the table that compares them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from flatminima.cli import flags, screen
+from flatminima.errors import InputError
+from flatminima.training.recipe import Recipe
+
+METHODS, SEEDS = "plain,nso-one-pass,nso,sam", 5
+
+
+def add_to(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = flags.add_command(
+        commands,
+        "compare",
+        "compare methods over seeds, pair by pair, and print the table",
+        "flatminima compare --data digits --perturb plain,nso,sam --seeds 5 --out runs/b",
+    )
+    parser.add_argument(
+        "--perturb",
+        default=argparse.SUPPRESS,
+        metavar="METHODS",
+        help="methods, separated by commas, the first the reference; options of one method follow "
+        f"it as in nso:sigma=0.2:num_perturbations=2 (default: {METHODS})",
+    )
+    parser.add_argument(
+        "--seeds",
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help=f"runs of each method (default: {SEEDS})",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="directory of the study; the same command again continues it",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one for each core)"
+    )
+    flags.add_recipe_flags(parser, flags.TITLES, leave_out=("perturb",))
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the study and print its table."""
+    said = flags.given(arguments)
+    methods = said.pop("perturb", METHODS)
+    if isinstance(methods, str):
+        methods = [method.strip() for method in methods.split(",") if method.strip()]
+    seeds = _whole("seeds", getattr(arguments, "seeds", said.pop("seeds", SEEDS)))
+    said.pop("seeds", None)
+    recipe = Recipe.from_flat(said)
+    from flatminima.perturb import card
+    from flatminima.study.compare import compare
+    from flatminima.study.table import rich_table
+
+    for method in methods:
+        card(method.split(":")[0])
+    with screen.progress_bars() as progress:
+        summary = compare(
+            recipe,
+            methods,
+            seeds,
+            arguments.out,
+            workers=arguments.workers,
+            progress=progress,
+            on_outcome=lambda o: screen.say(f"failed: {o.name}: {o.error}") if o.error else None,
+        )
+    screen.show(rich_table(summary))
+    print(f"study directory: {arguments.out}")
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return int(str(value))
+    except ValueError:
+        raise InputError(f"--{name} is {value!r}: give a whole number") from None

@@ -1,0 +1,74 @@
+"""Flags made from the fields of a recipe, and a recipe made from flags and a file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from flatminima.training.recipe import SECTIONS, Recipe, flag, option_types, read
+
+TITLES = {
+    "data": "data",
+    "model": "model",
+    "perturb": "where the gradient is taken",
+    "optimizer": "optimizer",
+    "loop": "training",
+    "measure": "measuring",
+}
+
+
+def add_command(commands: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    """A subcommand whose help ends with an example."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    return parser
+
+
+def add_recipe_flags(
+    parser: argparse.ArgumentParser, sections: Iterable[str], leave_out: Iterable[str] = ()
+) -> None:
+    """A flag for each field of the sections, its default in the help; `--recipe` reads a file."""
+    parser.add_argument(
+        "--recipe", type=Path, metavar="FILE", help="YAML file with any of these; flags override it"
+    )
+    types = option_types()
+    for section in sections:
+        group = parser.add_argument_group(TITLES[section])
+        for f in fields(SECTIONS[section]):
+            if f.name not in leave_out:
+                _add_flag(group, f.name, types[f.name][1], f.default, f.metadata["help"])
+
+
+def given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the recipe file and the flags say together, flags last; only what was said."""
+    content = read(arguments.recipe) if arguments.recipe is not None else {}
+    names = set(option_types())
+    return content | {k: v for k, v in vars(arguments).items() if k in names}
+
+
+def recipe_from(arguments: argparse.Namespace) -> Recipe:
+    """The recipe of the file and the flags."""
+    return Recipe.from_flat(given(arguments))
+
+
+def _add_flag(group: Any, name: str, kind: Any, default: Any, text: str) -> None:
+    # A flag that is not given leaves no trace, so that a file's value stands.
+    common: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
+    if kind is bool:
+        shown = "on" if default else "off"
+        common["action"] = argparse.BooleanOptionalAction
+    else:
+        shown = default
+        common["metavar"] = name.upper().split("_")[-1]
+    if default is not None:
+        text = f"{text} (default: {shown})"
+    group.add_argument(flag(name), help=text.replace("%", "%%"), **common)

@@ -1,0 +1,45 @@
+"""`flatminima methods`: what there is."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from flatminima.cli import flags, screen
+from flatminima.errors import require
+
+if TYPE_CHECKING:
+    from flatminima.perturb import Card
+
+
+def add_to(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = flags.add_command(
+        commands, "methods", "list the methods, or show one", "flatminima methods nso"
+    )
+    parser.add_argument("name", nargs="?", help="a method to show in full")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print all cards as a table, or one in full."""
+    from flatminima.perturb import card, cards
+
+    if arguments.name is None:
+        screen.show(_table(cards()))
+        return
+    for field, value in asdict(card(arguments.name)).items():
+        if value:
+            text = ", ".join(value) if isinstance(value, tuple) else value
+            print(f"{field:<10} {text}")
+
+
+def _table(methods: list[Card]) -> Any:
+    tables = require("rich.table", "cli")
+    table = tables.Table(title="methods")
+    for header in ("name", "what it is", "gradient that the base optimizer sees", "cost", "knob"):
+        table.add_column(header)
+    for method in methods:
+        table.add_row(method.name, method.title, method.equation, method.gradients, method.strength)
+    return table

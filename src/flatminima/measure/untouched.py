@@ -1,0 +1,97 @@
+"""Measure a model and leave it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from flatminima.errors import InputError
+from flatminima.objectives import Objective
+
+
+@contextmanager
+def untouched(
+    model: nn.Module, objective: Objective, device: torch.device, *, eval_mode: bool = True
+) -> Iterator[None]:
+    """Run forward passes inside; afterwards every trace of them is gone, also after an exception.
+
+    Training flags (module by module), buffers (bit for bit) and torch's global random state are put
+    back. Since the random state is put back, each pass starts from the same one: a loader shuffles
+    and augments the same way in each, as far as it draws from torch.
+
+    Args:
+        model: The model.
+        objective: Its modules and buffers are guarded too, if it is a module.
+        device: The device whose random state is kept, besides the CPU's.
+        eval_mode: Whether to run in eval mode. Otherwise the flags stay as they are.
+    """
+    parts = [model, objective] if isinstance(objective, nn.Module) else [model]
+    modules = [module for part in parts for module in part.modules()]
+    flags = [module.training for module in modules]
+    buffers = [
+        (module._buffers, name, tensor, tensor.clone())
+        for module in modules
+        for name, tensor in module._buffers.items()
+        if tensor is not None
+    ]
+    with (
+        torch.random.fork_rng([device] if device.type != "cpu" else [], device_type=device.type),
+        torch.autocast(device.type, enabled=False),
+    ):
+        try:
+            if eval_mode:
+                for part in parts:
+                    part.eval()
+            yield
+        finally:
+            for module, flag in zip(modules, flags, strict=True):
+                module.training = flag
+            with torch.no_grad():
+                for owner, name, tensor, saved in buffers:
+                    owner[name] = tensor
+                    # Values, since BatchNorm's kernels write without a new tensor version.
+                    if not torch.equal(tensor, saved):
+                        tensor.copy_(saved)
+
+
+def free_parameters(model: nn.Module, params: Iterable[Tensor] | None) -> dict[str, Tensor]:
+    """The parameters to measure, by name, in the model's order.
+
+    Args:
+        model: The model.
+        params: Which of its parameters; None for all that require a gradient.
+
+    Raises:
+        InputError: there is none, one is not the model's or does not require a gradient, or they
+            are not all float32 or all float64, on one device.
+    """
+    named: dict[str, Tensor] = dict(model.named_parameters())
+    if params is None:
+        chosen = {name: p for name, p in named.items() if p.requires_grad}
+    else:
+        wanted = {id(p) for p in params}
+        chosen = {name: p for name, p in named.items() if id(p) in wanted}
+        if len(chosen) < len(wanted):
+            raise InputError("params has a tensor that is no parameter of the model: leave it out")
+    if not chosen:
+        raise InputError(
+            "no parameter of the model requires a gradient: "
+            "call requires_grad_(True) on those to measure"
+        )
+    for name, parameter in chosen.items():
+        if not parameter.requires_grad:
+            raise InputError(f"parameter {name!r} does not require a gradient: leave it out")
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"parameter {name!r} is {parameter.dtype}, too coarse for curvature: "
+                "measure a copy, copy.deepcopy(model).float()"
+            )
+    if len({(p.dtype, p.device) for p in chosen.values()}) > 1:
+        raise InputError(
+            "the parameters are of several dtypes or devices: bring the model to one, "
+            "or measure the parts one by one with params="
+        )
+    return chosen

@@ -1,0 +1,125 @@
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flatminima.measure import (
+    CurvatureReport,
+    Dense,
+    EigenEstimate,
+    Estimate,
+    TraceEstimate,
+    curvature,
+    hessian_trace,
+    top_eigenvalues,
+)
+from flatminima.measure.results import plus_minus
+
+from .cases import cross_entropy, mlp, split, symmetric
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (12.345, 0.4, "12.3 ± 0.4"),
+        (12.345, 0.14, "12.35 ± 0.14"),
+        (12.345, 0.096, "12.35 ± 0.10"),
+        (1234.5, 61.0, "1230 ± 60"),
+        (-0.5, 2.0, "0 ± 2"),
+        (2.5e-5, 3e-7, "(2.50 ± 0.03)e-5"),
+        (1.5e8, 2e6, "(1.50 ± 0.02)e+8"),
+        (7.0, 0.0, "7 ± 0"),
+        (7.0, math.nan, "7 ± nan"),
+        (0.0, 0.3, "0.0 ± 0.3"),
+    ],
+)
+def test_digits_follow_the_error(value, error, text):
+    assert plus_minus(value, error) == text
+
+
+@settings(derandomize=True)
+@given(st.floats(-1e300, 1e300), st.floats(0, 1e300))
+def test_every_number_prints(value, error):
+    assert "±" in plus_minus(value, error)
+
+
+def test_an_interval_is_normal():
+    low, high = Estimate(10.0, 1.0, 100, method="m").interval(0.95)
+    assert (low, high) == pytest.approx((10 - 1.959964, 10 + 1.959964))
+
+
+def test_results_go_through_json():
+    estimate = hessian_trace(Dense(symmetric(4)), num_probes=12)
+    data = json.loads(json.dumps(estimate.to_dict(), allow_nan=False))
+    assert TraceEstimate.from_dict(data) == estimate
+    assert set(data["blocks"]["all"]) == {"value", "stderr"}
+    top = top_eigenvalues(Dense(symmetric(4)), 2, vectors=True)
+    data = json.loads(json.dumps(top.to_dict(), allow_nan=False))
+    assert EigenEstimate.from_dict(data) == top
+    assert "vectors" not in data
+    assert top.peak_bytes is None
+    assert top.dtype == "float64"
+    assert top.seconds > 0
+
+
+def test_results_print():
+    top = EigenEstimate((3.0, 1.0), (0.02, 0.1), 9, True, "largest", method="m")
+    assert str(top) == "3.00 ± 0.02, 1.00 ± 0.10"
+    late = EigenEstimate((3.0,), (0.02,), 9, False, "largest", method="m")
+    assert str(late) == "3.00 ± 0.02 (not converged in 9 steps)"
+    assert (top.value, top.residual) == (3.0, 0.02)
+
+
+def test_a_report_measures_everything_in_one_call():
+    model, batch = mlp()
+    stages = []
+    report = curvature(
+        model,
+        cross_entropy,
+        split(batch, 20, 4),
+        sigma=0.01,
+        probes=30,
+        eigenvalues=2,
+        draws=20,
+        progress=lambda stage, done, total: stages.append((stage, done == total)),
+    )
+    assert report.loss == pytest.approx(cross_entropy(model.eval(), batch).item(), rel=1e-12)
+    assert (report.samples, report.parameters) == (24, 57)
+    assert list(report.layers) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert len(report.top_eigenvalue.values) == 2
+    assert report.predicted_gap.value == pytest.approx(0.01**2 / 2 * report.trace.value)
+    for stage in ("gap", "trace", "eigenvalues"):
+        assert [full for name, full in stages if name == stage][-1]
+    data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert CurvatureReport.from_dict(data) == report
+
+
+def test_a_report_prints_as_a_table():
+    model, batch = mlp()
+    report = curvature(model, cross_entropy, [batch], sigma=0.01, probes=10, draws=5)
+    rows = [(line[:19], line[19:]) for line in str(report).splitlines()]
+    assert [label.strip() for label, _ in rows] == [
+        "loss",
+        "Hessian trace",
+        "top eigenvalue",
+        "gap at sigma 0.01",
+        "sigma^2/2 trace",
+        "trace of 0.weight",
+        "trace of 0.bias",
+        "trace of 2.weight",
+        "trace of 2.bias",
+    ]
+    assert rows[1][1] == str(report.trace)
+    assert rows[8][1] == str(report.layers["2.bias"])
+
+
+def test_without_sigma_there_is_no_gap():
+    model, batch = mlp()
+    report = curvature(model, cross_entropy, [batch], probes=10)
+    assert report.perturbation_gap is None
+    assert report.predicted_gap is None
+    assert report.to_dict()["perturbation_gap"] is None
+    assert torch.is_grad_enabled()
