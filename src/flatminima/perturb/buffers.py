@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +42,8 @@ class _Buffer:
 
     def gather(self, weight: float) -> None:
         """Add the present value to the average; of an integer keep the first."""
-        now = self._owner.get(self._name)
-        if now is None:
+        # Not `get`: the buffers of a ScriptModule are a mapping without it.
+        if self._name not in self._owner or (now := self._owner[self._name]) is None:
             return
         if not now.is_floating_point() or now.shape != self._start.shape:
             self._result = now.clone() if self._result is None else self._result
@@ -94,11 +95,25 @@ class Buffers:
         if not self._found_by_hook:
             yield
             return
-        handle = register_module_forward_pre_hook(lambda module, _: self._adopt(module))
+        self._listen()
         try:
             yield
         finally:
-            handle.remove()
+            self._handle.remove()
+
+    def _listen(self) -> None:
+        self._handle = register_module_forward_pre_hook(self._on_call)
+
+    def _on_call(self, module: nn.Module, _: Any) -> None:
+        self._adopt(module)
+        if "_orig_mod" in module._modules:
+            # torch.compile traces each global hook that it sees, and compiles anew for a new one.
+            self._handle.remove()
+            self._handle = module.register_forward_hook(self._on_return, always_call=True)
+
+    def _on_return(self, *_: Any) -> None:
+        self._handle.remove()
+        self._listen()
 
     @torch.no_grad()
     def start_pass(self) -> None:
@@ -140,5 +155,11 @@ class Buffers:
                 self._buffers += [
                     _Buffer(part._buffers, name, tensor)
                     for name, tensor in part._buffers.items()
-                    if tensor is not None
+                    if tensor is not None and _writable(tensor)
                 ]
+
+
+def _writable(tensor: Tensor) -> bool:
+    """Whether a forward pass could write to a buffer: not to expanded or inference tensors."""
+    expanded = any(n > 1 and not s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return not (expanded or tensor.is_inference())

@@ -82,6 +82,9 @@ NOT_RUN = """step() needs the gradients of this step's passes first. Either
 or optimizer.step(closure), where closure() zeroes the gradients, runs forward and backward, and \
 returns the loss."""
 
+LOST = """.grad was emptied or replaced while passes ran, so the passes before are lost from it: \
+inside the loop call optimizer.zero_grad() or none, and let backward() add to .grad"""
+
 
 class Perturbed(Optimizer):
     """A base optimizer whose gradients are taken at moved weights.
@@ -133,6 +136,11 @@ class Perturbed(Optimizer):
         _check_base(base)
         self.base = base
         super().__setstate__({})  # torch's hooks, without making groups of our own
+        if schedule is not None and not callable(schedule):
+            raise InputError(
+                f"schedule must be a callable step -> factor, not {schedule!r}: "
+                "see flatminima.perturb.schedules"
+            )
         self.schedule = schedule or constant()
         self.share_masks = share_masks
         self.model = model
@@ -142,6 +150,7 @@ class Perturbed(Optimizer):
         self._micro_batches = 0
         self._weights: Weights | None = None
         self._gradients: Gradients | None = None
+        self._buffers: Buffers | None = None
         self._current: Pass | None = None
         self._position = (0, 1)
         self._broken_off = False
@@ -326,9 +335,9 @@ class Perturbed(Optimizer):
         parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         weights = self._weights = Weights(self._slots())
         gradients = self._gradients = Gradients(parameters)
-        buffers = Buffers(self.model)
+        buffers = self._buffers = Buffers(self.model)
         replay = Replay(parameter.device for parameter in parameters)
-        self._broken_off = True
+        finished = False
         try:
             # One pass at W leaves the buffers as plain training does.
             with buffers.watch() if len(plan) > 1 or plan[0].move else nullcontext():
@@ -348,29 +357,26 @@ class Perturbed(Optimizer):
                     yield current
                     if self._weights is not weights:
                         raise RuntimeError("these passes were ended by step() or by other passes")
+                    if index and weight and not isolate and not gradients.kept():
+                        raise RuntimeError(LOST)
                     buffers.end_pass(at_home=not weights.away, weight=weight)
                     if isolate and weight:
                         gradients.put_back(add=True)
             gradients.put_back(add=False)
             gradients.settle()
             buffers.finish()
+            if self._micro_batches == 0:
+                self._broken_off = False
             self._micro_batches += 1
-            self._broken_off = False
+            finished = True
         finally:
             if self._weights is weights:
-                if self._broken_off:
-                    gradients.forget()
-                    gradients.clear()
-                    buffers.rewind()
-                    self._micro_batches = 0
-                self._go_home()
+                self._go_home(finished)
 
     def _run_closure(self, closure: Callable[[], Any]) -> Any:
         """Call the closure once for each pass; the loss as `step` returns it."""
         self.check_closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+        self.zero_grad()
         at_home: Any = None
         mean: Any = 0.0
         with closing(self._run(None, isolate=True)) as passes:
@@ -386,9 +392,7 @@ class Perturbed(Optimizer):
 
     def _plan(self, turn: Turn) -> list[Pass]:
         """The method's plan; where no weight would move, one plain pass."""
-        if all(self.strength(group) == 0 for group in self.param_groups):
-            return [Pass()]
-        return self.plan(turn)
+        return self.plan(turn) if self._slots() else [Pass()]
 
     def _slots(self) -> list[Slot]:
         """The parameters that may be moved at this step."""
@@ -401,11 +405,16 @@ class Perturbed(Optimizer):
             if strength and slot.tensor.requires_grad
         ]
 
-    def _go_home(self) -> None:
-        """Restore the weights if they are away, and end the passes."""
-        if self._weights is not None:
+    def _go_home(self, finished: bool = False) -> None:
+        """End the passes if there are any: restore the weights, and if unfinished drop the rest."""
+        if self._weights is not None and self._gradients is not None and self._buffers is not None:
             self._weights.restore()
-        self._weights = self._gradients = self._current = None
+            if not finished:
+                self._gradients.forget()
+                self._gradients.clear()
+                self._buffers.rewind()
+                self._broken_off = True
+        self._weights = self._gradients = self._buffers = self._current = None
 
     def _adopt(self, group: dict[str, Any]) -> None:
         """Give a group its strength, if it has none of its own."""
@@ -434,7 +443,8 @@ class Perturbed(Optimizer):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__.copy()
+        # Schedulers put a `step` on the instance that is bound to it, so a copy must not carry it.
+        return {name: value for name, value in self.__dict__.items() if name != "step"}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base!r})"

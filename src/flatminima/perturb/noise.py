@@ -52,8 +52,14 @@ class Noise:
         return DISTRIBUTIONS[name]
 
     def sample(self, out: Tensor, generator: torch.Generator) -> Tensor:
-        """Fill `out`, contiguous and float32 or float64, in place with noise of variance 1."""
-        return self.fill(out, generator)
+        """Fill `out`, contiguous, in place with noise of variance 1.
+
+        Args:
+            out: float32 or float64; or complex, whose real and imaginary parts are two coordinates.
+            generator: What to draw from.
+        """
+        self.fill(torch.view_as_real(out) if out.is_complex() else out, generator)
+        return out
 
 
 def _normal(out: Tensor, generator: torch.Generator) -> Tensor:

@@ -143,7 +143,7 @@ class NSO(Perturbed):
             raise InputError(f"num_perturbations must be an integer, not {num_perturbations!r}")
         if num_perturbations < 1:
             raise InputError(f"num_perturbations must be at least 1, not {num_perturbations}")
-        if not 0 <= clean_weight <= 1:
+        if not isinstance(clean_weight, (int, float)) or not 0 <= clean_weight <= 1:
             raise InputError(f"clean_weight must lie in [0, 1], not {clean_weight!r}")
         if signs not in SIGNS:
             raise unknown("signs", signs, SIGNS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -79,6 +80,7 @@ def _ascend(weights: Weights) -> None:
             if gradient is None:
                 yield None
             else:
-                yield gradient.to(norm.dtype) * (slot.strength / norm.to(gradient.device))
+                wide = gradient.to(torch.promote_types(gradient.dtype, norm.dtype))
+                yield wide * (slot.strength / norm.to(gradient.device))
 
     weights.displace(ascent())

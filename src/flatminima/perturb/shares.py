@@ -50,14 +50,38 @@ def bounds(share: Share, samples: int) -> tuple[int, int]:
 
 
 def cut(batch: Any, start: int, stop: int, samples: int) -> Any:
-    """The samples [start, stop) of a batch; what does not count the samples is kept whole."""
+    """The samples [start, stop) of a batch; what does not count the samples is kept whole.
+
+    A list with one entry for each sample (names; dictionaries of boxes) is cut too.
+    """
     if isinstance(batch, Tensor):
         return batch[start:stop] if batch.dim() and batch.shape[0] == samples else batch
     if isinstance(batch, Mapping):
         return {key: cut(value, start, stop, samples) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(cut(part, start, stop, samples) for part in batch))
+    if isinstance(batch, list) and _by_sample(batch, samples):
+        return batch[start:stop]
     if isinstance(batch, (tuple, list)):
         parts = [cut(part, start, stop, samples) for part in batch]
         return tuple(parts) if isinstance(batch, tuple) else parts
     return batch
+
+
+def _by_sample(batch: list[Any], samples: int) -> bool:
+    """Whether a list holds samples, rather than tensors that each hold all of them."""
+    if len(batch) != samples:
+        return False
+    return all(isinstance(part, Mapping) for part in batch) or not any(
+        _holds(part, samples) for part in batch
+    )
+
+
+def _holds(part: Any, samples: int) -> bool:
+    if isinstance(part, Tensor):
+        return part.dim() > 0 and part.shape[0] == samples
+    if isinstance(part, Mapping):
+        part = list(part.values())
+    return isinstance(part, (tuple, list)) and (
+        len(part) == samples or any(_holds(inner, samples) for inner in part)
+    )

@@ -53,6 +53,7 @@ class Weights:
         for tensor, offset in zip(self._tensors, offsets, strict=True):
             if offset is not None:
                 tensor.add_(offset)
+        torch.clear_autocast_cache()  # it holds low-precision copies of the weights as they were
 
     @torch.no_grad()
     def reflect(self) -> None:
@@ -65,12 +66,14 @@ class Weights:
             return
         torch._foreach_neg_(self._tensors)
         torch._foreach_add_(self._tensors, self._home, alpha=2)
+        torch.clear_autocast_cache()
 
     @torch.no_grad()
     def restore(self) -> None:
         """Bring the weights back to W, bit for bit."""
         if self._home is not None:
             torch._foreach_copy_(self._tensors, self._home)
+            torch.clear_autocast_cache()
             self._home = None
 
     @property
@@ -95,11 +98,20 @@ class Gradients:
         self._parameters = parameters
         self._unit = 1.0
         self._held: list[Tensor | None] | None = None
+        self._seen: list[Tensor | None] = []
 
     def count(self, weight: float) -> None:
         """From here on backward passes count `weight` times."""
         self._scale(self._unit / weight)
         self._unit = weight
+        self._seen = [parameter.grad for parameter in self._parameters]
+
+    def kept(self) -> bool:
+        """Whether what `count` found in `.grad` is still there: nobody emptied or replaced it."""
+        return not any(
+            _replaced(before, parameter.grad)
+            for before, parameter in zip(self._seen, self._parameters, strict=True)
+        )
 
     def settle(self) -> None:
         """Put `.grad` back in units of 1."""
@@ -107,8 +119,14 @@ class Gradients:
         self._unit = 1.0
 
     def take(self) -> None:
-        """Set aside what was gathered, for a pass that must start from an empty `.grad`."""
-        self._held = [parameter.grad for parameter in self._parameters]
+        """Set aside what was gathered, for a pass that must start from an empty `.grad`.
+
+        A view is copied: DistributedDataParallel writes the next gradient into the same bucket.
+        """
+        self._held = [
+            grad.clone() if grad is not None and grad._is_view() else grad
+            for grad in (parameter.grad for parameter in self._parameters)
+        ]
         self.clear()
 
     def clear(self) -> None:
@@ -144,12 +162,26 @@ class Gradients:
             torch._foreach_mul_(gradients, factor)
 
 
+def _replaced(before: Tensor | None, after: Tensor | None) -> bool:
+    """Whether a gradient was lost, and not added to by `backward()`.
+
+    That adds in place, but for sparse gradients, DistributedDataParallel's views of its buckets,
+    and `create_graph=True`.
+    """
+    if before is None or after is before:
+        return False
+    if after is None:
+        return True
+    return not (before.is_sparse or before._is_view() or after._is_view() or after.requires_grad)
+
+
 @torch.no_grad()
 def global_norm(tensors: list[Tensor]) -> Tensor:
     """The Euclidean norm of all tensors together, float32 at least, on the first one's device."""
+    dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
     norms = [
         torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
-        for tensor in tensors
+        for tensor in dense
     ]
     total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
     return total

@@ -1,0 +1,1 @@
+"""One training run: recipe, data, model, loop, checkpoints, and what is measured at its end."""

@@ -1,0 +1,48 @@
+"""Random changes to training images, drawn from torch's global generator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from flatminima.errors import require
+
+
+def photo_augmentation(size: int) -> Any:
+    """A random part of the image (8% to 100% of its area) scaled to `size`, then perhaps mirrored.
+
+    Args:
+        size: Side of the result, in pixels.
+
+    Returns:
+        A module from (n, c, h, w) in [0, 1] to (n, c, size, size).
+
+    Raises:
+        InputError: kornia is not installed.
+    """
+    kornia = require("kornia.augmentation", "vision")
+    return kornia.ImageSequential(
+        # "slice" scales only the chosen part; "resample" would warp the whole image without need.
+        kornia.RandomResizedCrop((size, size), scale=(0.08, 1.0), cropping_mode="slice"),
+        kornia.RandomHorizontalFlip(),
+    )
+
+
+def jitter_augmentation() -> Any:
+    """A small rotation (10 degrees), shift and scaling (10%): what leaves a digit the same digit.
+
+    Returns:
+        A module from (n, c, h, w) to the same shape.
+
+    Raises:
+        InputError: kornia is not installed.
+    """
+    kornia = require("kornia.augmentation", "vision")
+    return kornia.RandomAffine(degrees=10.0, translate=(0.1, 0.1), scale=(0.9, 1.1), p=1.0)
+
+
+def augmented(module: Any, images: Tensor) -> Tensor:
+    """Apply an augmentation, clipped to [0, 1], where interpolation may overshoot."""
+    result: Tensor = module(images)
+    return result.clamp(0.0, 1.0)

@@ -1,0 +1,101 @@
+"""Examples in memory: what the sources give, and what a run works with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flatminima.training.data.spec import DataSpec
+
+Kind = Literal["vector", "image", "text"]
+Targets: TypeAlias = NDArray[np.int64]
+Inputs: TypeAlias = (
+    NDArray[np.float32] | Sequence[str] | Sequence[tuple[str, str]] | Sequence[Path | bytes]
+)
+"""Vectors (n, d); images (n, c, h, w) in [0, 1], or their files or bytes; texts or pairs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Inputs and their classes.
+
+    Attributes:
+        inputs: See `Inputs`; n of them.
+        targets: Class indices, int64, shape (n,).
+    """
+
+    inputs: Inputs
+    targets: Targets
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            raise ValueError(f"{len(self.inputs)} inputs for {len(self.targets)} targets")
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, indices: NDArray[np.integer[Any]]) -> Examples:
+        """The examples at `indices`, in that order."""
+        if isinstance(self.inputs, np.ndarray):
+            return Examples(self.inputs[indices], self.targets[indices])
+        chosen = [self.inputs[int(index)] for index in indices]
+        return Examples(cast(Inputs, chosen), self.targets[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """What a source hands over: checked examples, not yet split, subsampled or corrupted.
+
+    Attributes:
+        name: How to call the data set in a report.
+        kind: What the inputs are.
+        classes: Names of the classes; a target is an index into them.
+        splits: "train", and "validation" and "test" where the source has them.
+        source: The task to pretrain on, where the data set brings one.
+        validation_fraction: Used when the user gave none.
+        label_noise: Used when the user gave none.
+        details: What the source adds to the report (JSON values).
+    """
+
+    name: str
+    kind: Kind
+    classes: tuple[str, ...]
+    splits: Mapping[str, Examples]
+    source: Examples | None = None
+    validation_fraction: float = 0.1
+    label_noise: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """A classification task, ready to be encoded for a model.
+
+    Attributes:
+        name: How to call it in a report.
+        kind: What the inputs are: vectors, images or texts.
+        classes: Names of the classes; a target is an index into them.
+        train: To train on; its targets carry the label noise.
+        validation: To choose by; empty where the validation fraction is 0.
+        test: To report on.
+        source: The task to pretrain on, if the data set brings one (same classes and shapes).
+        clean_targets: The targets of `train` before label noise, int64, shape (len(train),).
+        report: What was read, kept and changed, in JSON values.
+        spec: What the user asked for.
+    """
+
+    name: str
+    kind: Kind
+    classes: tuple[str, ...]
+    train: Examples
+    validation: Examples
+    test: Examples
+    source: Examples | None
+    clean_targets: Targets
+    report: dict[str, Any]
+    spec: DataSpec

@@ -1,0 +1,185 @@
+"""From what the user asked for to a data set ready for a run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from flatminima.errors import InputError, unknown
+from flatminima.training.data import digits, folder, hub, pydocs, table
+from flatminima.training.data.examples import DataSet, Examples, Raw, Targets
+from flatminima.training.data.label_noise import add_label_noise
+from flatminima.training.data.progress import Progress, silent
+from flatminima.training.data.spec import DataSpec
+from flatminima.training.data.splits import cut, subsample
+from flatminima.training.data.streams import stream
+from flatminima.training.data.vectors import standardize
+
+Source: TypeAlias = Callable[[DataSpec, int, Progress], Raw]
+
+SOURCES: dict[str, Source] = {"digits": digits.load, "pydocs": pydocs.load}
+"""The built-in data sets, by name."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+
+
+def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet:
+    """Read, check, split, subsample and corrupt the data that `spec` asks for.
+
+    Splits the source has are kept. Else the test set is cut off first, then the validation set,
+    each with its share of every class; then the training set is cut down to `train_size`; then
+    label noise changes training labels, and no others. Every choice has its own stream of random
+    numbers, so the test set of a seed is the same for every `train_size` and `label_noise`.
+    Features of tables are standardized by the training examples.
+
+    Args:
+        spec: What the user asked for.
+        seed: Decides every random choice.
+        progress: Called as `(stage, done, total)` by what may take long.
+
+    Raises:
+        InputError: the data cannot be used; the message names what and the mend.
+    """
+    # A wrong seed should not wait for the data to be read.
+    stream(seed, "check")
+    raw = find_source(spec.data)(spec, seed, progress or silent)
+    if spec.augment != "none" and raw.kind != "image":
+        raise InputError(
+            f"augment {spec.augment!r} changes images, and {raw.name} holds {raw.kind}s: "
+            "leave it out (--augment none)"
+        )
+    splits, origins = _divide(raw, spec, seed)
+    train, validation, test = splits["train"], splits["validation"], splits["test"]
+    if spec.train_size is not None:
+        chosen = subsample(train.targets, spec.train_size, raw.classes, stream(seed, "train_size"))
+        train = train.take(chosen)
+    if raw.kind == "vector":
+        train, (validation, test) = standardize(train, [validation, test])
+    rate = raw.label_noise if spec.label_noise is None else spec.label_noise
+    noisy, noise = add_label_noise(
+        train.targets, rate, len(raw.classes), stream(seed, "label_noise")
+    )
+    counted = {"train": train, "validation": validation, "test": test}
+    return DataSet(
+        name=raw.name,
+        kind=raw.kind,
+        classes=raw.classes,
+        train=Examples(train.inputs, noisy),
+        validation=validation,
+        test=test,
+        source=raw.source,
+        clean_targets=train.targets,
+        report=_report(raw, counted, origins, seed, noise),
+        spec=spec,
+    )
+
+
+def find_source(data: str) -> Source:
+    """The source that reads `data`: a built-in name, a path, or a Hugging Face id.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    if data in SOURCES:
+        return SOURCES[data]
+    path = Path(data).expanduser()
+    try:
+        if path.is_dir():
+            return _folder_source(path)
+        if path.exists():
+            return table.load
+        looks_local = (
+            path.is_absolute()
+            or data.startswith((".", "~"))
+            or data.endswith(("/", "\\"))
+            or path.suffix.lower() in table.SUFFIXES
+            or (len(path.parts) > 1 and path.parent.is_dir())
+        )
+    except OSError as error:
+        raise InputError(
+            f"{data} cannot be read ({error.strerror}): check its permissions (--data)"
+        ) from error
+    if looks_local or data.count("/") > 1 or "\\" in data:
+        raise InputError(f"there is no file or folder {data}: check the path (--data)")
+    if _HUB_ID.fullmatch(data):
+        return hub.load
+    raise InputError(
+        f"{unknown('data set', data, SOURCES)}; or give the path of a file or folder that exists, "
+        "or a Hugging Face id as owner/name (--data)"
+    )
+
+
+def _folder_source(path: Path) -> Source:
+    if hub.is_saved(path):
+        return hub.load
+    if table.split_files(path):
+        return table.load
+    has_folders = any(inside.is_dir() for inside in path.iterdir())
+    tables = sorted(file.name for file in path.iterdir() if file.suffix.lower() in table.SUFFIXES)
+    if tables and not has_folders:
+        raise InputError(
+            f"{path} has no training table: give the path of one file ({tables[0]}), or call it "
+            f"train{Path(tables[0]).suffix} (--data)"
+        )
+    return folder.load
+
+
+def _divide(raw: Raw, spec: DataSpec, seed: int) -> tuple[dict[str, Examples], dict[str, str]]:
+    train = raw.splits["train"]
+    origins = dict.fromkeys(("train", *raw.splits), "given by the source")
+    parts = dict(raw.splits)
+    default = raw.validation_fraction
+    fractions = {
+        "test": spec.test_fraction,
+        "validation": default if spec.validation_fraction is None else spec.validation_fraction,
+    }
+    for split, fraction in fractions.items():
+        if split in parts:
+            continue
+        if fraction == 0:
+            parts[split] = train.take(np.arange(0))
+            origins[split] = "none"
+            continue
+        rest, part = cut(train.targets, fraction, raw.classes, stream(seed, split))
+        parts[split], train = train.take(part), train.take(rest)
+        origins[split] = f"{fraction:g} of the training examples, stratified"
+        origins["train"] = "what the cut splits left"
+    parts["train"] = train
+    return parts, origins
+
+
+def _report(
+    raw: Raw,
+    parts: Mapping[str, Examples],
+    origins: Mapping[str, str],
+    seed: int,
+    noise: Mapping[str, Any],
+) -> dict[str, Any]:
+    report: dict[str, Any] = {
+        "name": raw.name,
+        "kind": raw.kind,
+        "classes": list(raw.classes),
+        "seed": int(seed),
+    }
+    for split, examples in parts.items():
+        report[split] = {
+            "count": len(examples),
+            "origin": origins[split],
+            # Before label noise: how the data are, not how they were made to look.
+            "per_class": _per_class(examples.targets, raw.classes),
+        }
+    if raw.source is not None:
+        report["source"] = {
+            "count": len(raw.source),
+            "per_class": _per_class(raw.source.targets, raw.classes),
+        }
+    return {**report, "label_noise": dict(noise), "details": raw.details}
+
+
+def _per_class(targets: Targets, classes: tuple[str, ...]) -> dict[str, int]:
+    counts = np.bincount(targets, minlength=len(classes))
+    return {name: int(count) for name, count in zip(classes, counts, strict=True)}

@@ -1,0 +1,125 @@
+"""A run directory: what one run leaves behind, in formats that any tool reads.
+
+recipe.yaml        all settings, defaults filled in
+environment.json   versions and machine
+data.json          what the data were: counts, label noise as it came out, files left out
+metrics.jsonl      one line a step, one line an epoch
+checkpoints/       see `checkpoint.py`
+results.json       what came out; written last, so it marks a finished run
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flatminima.errors import InputError
+from flatminima.files import read_json, write_json, write_text
+from flatminima.training import recipe as recipes
+from flatminima.training.recipe import Recipe
+
+PACKAGES = ("flatminima", "torch", "numpy", "accelerate", "transformers", "scikit-learn")
+
+
+class RunDirectory:
+    """The directory of one run.
+
+    Args:
+        path: Where it is or will be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+
+    def create(self, recipe: Recipe) -> None:
+        """Start a new run here.
+
+        Raises:
+            InputError: the directory holds another run, or cannot be written.
+        """
+        if (self.path / "recipe.yaml").exists():
+            raise InputError(
+                f"{self.path} holds another run: choose another --out, or continue that run with "
+                f"--resume {self.path}"
+            )
+        self.write_recipe(recipe)
+        write_json(self.path / "environment.json", environment())
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write the settings."""
+        write_text(self.path / "recipe.yaml", recipes.dump(recipe))
+
+    def read_recipe(self) -> Recipe:
+        """The settings of the run here.
+
+        Raises:
+            InputError: there is no run here.
+        """
+        if not (self.path / "recipe.yaml").is_file():
+            raise InputError(f"no run in {self.path}: it has no recipe.yaml")
+        return Recipe.from_flat(recipes.read(self.path / "recipe.yaml"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run's results are written."""
+        return (self.path / "results.json").is_file()
+
+    def read_results(self) -> dict[str, Any]:
+        """The results of a finished run."""
+        results: dict[str, Any] = read_json(self.path / "results.json")
+        return results
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a line to the metrics.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {self.metrics}: {error.strerror}") from error
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Forget the lines of steps that a resumed run will take again."""
+        if not self.metrics.is_file():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:  # the line that was being written when the run was killed
+                continue
+            if record["step"] <= step:
+                kept.append(line + "\n")
+        write_text(self.metrics, "".join(kept))
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine."""
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if cuda else None,
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

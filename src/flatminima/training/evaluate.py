@@ -1,0 +1,64 @@
+"""Loss and accuracy of a model on a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from flatminima.objectives.supervised import inputs_and_targets, logits
+from flatminima.training.data import collate
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a model predicts.
+
+    Attributes:
+        accuracy: Part of the samples whose class is predicted, in [0, 1].
+        loss: Mean cross-entropy, in nats.
+    """
+
+    accuracy: float
+    loss: float
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Any], device: torch.device) -> Score:
+    """Score a model in evaluation mode; the mode of each module is left as it was.
+
+    Args:
+        model: Gives logits.
+        batches: Of the data set, on any device.
+        device: Where the model is.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    correct = loss = samples = 0.0
+    try:
+        for batch in batches:
+            inputs, targets = inputs_and_targets(to_device(batch, device))
+            predicted = logits(model, inputs).float()
+            loss += nn.functional.cross_entropy(predicted, targets, reduction="sum").item()
+            correct += (predicted.argmax(dim=1) == targets).sum().item()
+            samples += len(targets)
+    finally:
+        for module in training:
+            module.training = True
+    return Score(correct / samples, loss / samples)
+
+
+def loader(part: Any, batch_size: int) -> DataLoader[Any]:
+    """The batches of an encoded data set in order, for evaluation and measuring."""
+    return DataLoader(part, batch_size=batch_size, collate_fn=collate)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch of tensors and mappings of them, on a device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    return {key: to_device(value, device) for key, value in batch.items()}

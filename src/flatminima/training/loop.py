@@ -1,0 +1,296 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from flatminima.errors import InputError
+from flatminima.objectives import Objective
+from flatminima.perturb import Perturbed, global_norm
+from flatminima.perturb.shares import cut, sample_count
+from flatminima.training import checkpoint
+from flatminima.training.batches import Epoch, batches_per_epoch
+from flatminima.training.data import collate
+from flatminima.training.data.progress import Progress
+from flatminima.training.directory import RunDirectory
+from flatminima.training.evaluate import evaluate, loader, to_device
+from flatminima.training.interrupts import Interrupted, deferred
+from flatminima.training.logs import Log
+from flatminima.training.recipe import LoopSpec
+
+
+class NonFinite(InputError):
+    """A loss or gradient that is not finite ended the run."""
+
+
+@dataclass
+class State:
+    """How far a run has come; it is checkpointed, and nothing else is needed beside the tensors.
+
+    Attributes:
+        step: Steps taken, skipped ones included.
+        gradients: Gradients computed, in batches.
+        seconds: Time spent in steps.
+        skipped: Steps left out because a loss or gradient was not finite.
+        best_accuracy: Best validation accuracy so far.
+        best_step: The step it was reached at.
+        stale_epochs: Epochs since then.
+        stopped_early: Whether that ended the run.
+    """
+
+    step: int = 0
+    gradients: float = 0.0
+    seconds: float = 0.0
+    skipped: int = 0
+    best_accuracy: float = -math.inf
+    best_step: int = 0
+    stale_epochs: int = 0
+    stopped_early: bool = False
+
+
+@dataclass
+class Run:
+    """What a run works with.
+
+    Attributes:
+        accelerator: Of Hugging Face accelerate: device, processes, mixed precision.
+        model: As prepared by the accelerator.
+        optimizer: Decides where gradients are taken.
+        scheduler: Of the learning rate, stepped after each step.
+        objective: What is minimized.
+        train: Encoded training set.
+        validation: Encoded validation set; None where there is none.
+        spec: The loop's settings, defaults filled in.
+        max_grad_norm: Clips the averaged gradient; None does not.
+        total_steps: When to end.
+        directory: Where to write; None on processes that write nothing.
+        log: Takes the records of steps and epochs.
+        companions: Writes what belongs beside the weights of a checkpoint.
+    """
+
+    accelerator: Any
+    model: nn.Module
+    optimizer: Perturbed
+    scheduler: LRScheduler
+    objective: Objective
+    train: Any
+    validation: Any | None
+    spec: LoopSpec
+    max_grad_norm: float | None
+    total_steps: int
+    directory: RunDirectory
+    log: Log
+    companions: Callable[[Path], None]
+
+    def __post_init__(self) -> None:
+        # accelerate steps the optimizer through this, for its gradient scaler.
+        self.stepper = self.accelerator.prepare_optimizer(self.optimizer)
+        self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+        self.per_epoch = batches_per_epoch(
+            len(self.train), self.spec.batch_size, self.accelerator.num_processes
+        )
+
+
+def train(run: Run, state: State, progress: Progress) -> State:
+    """Train from where `state` stands to the last step, and return the final state.
+
+    Raises:
+        NonFinite: a loss or gradient is not finite and the run is not told to skip such steps.
+        Interrupted: Ctrl-C; a checkpoint was saved.
+    """
+    spec = run.spec
+    with deferred() as stop:
+        while state.step < run.total_steps and not state.stopped_early:
+            for samples, batch in _rest_of_epoch(run, state.step):
+                _timed_step(run, state, samples, batch)
+                progress("training", state.step, run.total_steps)
+                epoch_done = state.step % run.per_epoch == 0 or state.step == run.total_steps
+                if epoch_done:
+                    _end_of_epoch(run, state)
+                if epoch_done or (spec.save_every and state.step % spec.save_every == 0):
+                    save(run, state)
+                if stop.made:
+                    if not epoch_done:
+                        save(run, state)
+                    raise Interrupted(
+                        f"stopped after step {state.step} of {run.total_steps}, saved; continue "
+                        f"with: flatminima finetune --resume {run.directory.path}"
+                    )
+                if state.step == run.total_steps or state.stopped_early:
+                    break
+    return state
+
+
+def _rest_of_epoch(run: Run, step: int) -> Iterator[tuple[int, Any]]:
+    """The samples of each step in all processes together, and this process's batch of them."""
+    epoch, done = divmod(step, run.per_epoch)
+    order = Epoch(
+        len(run.train),
+        run.spec.batch_size,
+        seed=run.spec.seed,
+        epoch=epoch,
+        start=done,
+        rank=run.accelerator.process_index,
+        world_size=run.accelerator.num_processes,
+    )
+    run.model.train()
+    batches = DataLoader(run.train, batch_sampler=order, collate_fn=collate)
+    for indices, batch in zip(order.batches, batches, strict=True):
+        yield len(indices), batch
+
+
+def _timed_step(run: Run, state: State, samples: int, batch: Any) -> None:
+    started = time.perf_counter()
+    batch = to_device(batch, run.accelerator.device)
+    loss = _gather_gradient(run, state, samples, batch)
+    norm = _clip(run)
+    finite = bool(torch.isfinite(norm)) and (
+        run.accelerator.num_processes > 1 or bool(torch.isfinite(loss))
+    )
+    # A gradient scaler finds its scale by overflowing: it skips such steps by itself.
+    if finite or run.accelerator.scaler is not None:
+        run.stepper.step()
+        finite = not run.stepper.step_was_skipped
+    elif run.spec.on_nan == "stop":
+        raise NonFinite(_not_finite(run, state, loss, norm))
+    state.skipped += not finite
+    run.stepper.zero_grad()
+    rates = [group["lr"] for group in run.optimizer.param_groups]
+    run.scheduler.step()
+    state.step += 1
+    state.seconds += time.perf_counter() - started
+    run.log.write(
+        {
+            "step": state.step,
+            "epoch": (state.step - 1) / run.per_epoch,
+            "loss": _number(loss),
+            "grad_norm": _number(norm),
+            "lr": rates[0],
+            "gradients": state.gradients,
+            "seconds": round(state.seconds, 4),
+            **({} if finite else {"skipped": True}),
+        }
+    )
+
+
+def _gather_gradient(run: Run, state: State, total: int, batch: Any) -> Tensor:
+    """Run the passes of a step; the loss at W where a pass ran there, else the passes' mean."""
+    accelerator, optimizer = run.accelerator, run.optimizer
+    own = sample_count(batch)
+    # Processes average their gradients, so each counts its mean loss by its part of the samples.
+    share = own * accelerator.num_processes / total
+    at_home = mean = torch.zeros((), device=accelerator.device)
+    seen_home = False
+    for piece in optimizer.passes(batch):
+        current = optimizer.current_pass
+        assert current is not None
+        samples = sample_count(piece)
+        size = run.spec.micro_batch_size or samples
+        loss = torch.zeros((), device=accelerator.device)
+        for start in range(0, samples, size):
+            stop = min(start + size, samples)
+            micro = cut(piece, start, stop, samples) if size < samples else piece
+            last = optimizer.is_last_pass and stop == samples
+            with nullcontext() if last else accelerator.no_sync(run.model):
+                with accelerator.autocast(), torch.set_grad_enabled(current.backward):
+                    part = run.objective(run.model, micro)
+                if current.backward:
+                    accelerator.backward(part * (share * (stop - start) / samples))
+            loss = loss + part.detach().float() * ((stop - start) / samples)
+        if current.move is None:
+            at_home, seen_home = loss, True
+        mean = mean + loss * (current.weight * samples / own)
+        state.gradients += current.backward * samples / own
+    return at_home if seen_home else mean
+
+
+def _clip(run: Run) -> Tensor:
+    """Clip the gradient if asked to; its norm before that."""
+    if run.max_grad_norm is not None:
+        norm: Tensor = run.accelerator.clip_grad_norm_(run.parameters, run.max_grad_norm)
+        return norm
+    run.accelerator.unscale_gradients(run.stepper)
+    gradients = [p.grad for p in run.parameters if p.grad is not None]
+    return global_norm(gradients) if gradients else torch.zeros(())
+
+
+def _end_of_epoch(run: Run, state: State) -> None:
+    epoch = -(-state.step // run.per_epoch)
+    record: dict[str, Any] = {"step": state.step, "epoch": epoch}
+    if run.validation is not None:
+        model = run.accelerator.unwrap_model(run.model)
+        batches = loader(run.validation, run.spec.batch_size)
+        score = evaluate(model, batches, run.accelerator.device)
+        record |= {"validation_accuracy": score.accuracy, "validation_loss": score.loss}
+        if score.accuracy > state.best_accuracy:
+            state.best_accuracy, state.best_step = score.accuracy, state.step
+            state.stale_epochs = 0
+            if run.spec.keep == "best":
+                save(run, state, "best")
+        else:
+            state.stale_epochs += 1
+        patience = run.spec.early_stopping
+        state.stopped_early = patience is not None and state.stale_epochs >= patience
+    run.log.write(record)
+
+
+def save(run: Run, state: State, name: str = "last") -> None:
+    """Write a checkpoint, by the main process alone."""
+    if not run.accelerator.is_main_process:
+        return
+    tensors = {
+        "optimizer": run.optimizer.state_dict(),
+        "scheduler": run.scheduler.state_dict(),
+        "scaler": run.accelerator.scaler.state_dict() if run.accelerator.scaler else None,
+        "random": {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        },
+    }
+    checkpoint.save(
+        run.directory.checkpoints / name,
+        run.accelerator.unwrap_model(run.model),
+        tensors if name == "last" else None,
+        {key: value for key, value in asdict(state).items() if value != -math.inf},
+        run.companions,
+    )
+
+
+def load(run: Run, found: checkpoint.Checkpoint) -> State:
+    """Bring a run to where a checkpoint stands."""
+    found.load_model(run.accelerator.unwrap_model(run.model))
+    tensors = found.load_optimizer()
+    run.optimizer.load_state_dict(tensors["optimizer"])
+    run.scheduler.load_state_dict(tensors["scheduler"])
+    if run.accelerator.scaler and tensors["scaler"]:
+        run.accelerator.scaler.load_state_dict(tensors["scaler"])
+    torch.set_rng_state(tensors["random"]["cpu"])
+    if torch.cuda.is_available() and tensors["random"]["cuda"]:
+        torch.cuda.set_rng_state_all(tensors["random"]["cuda"])
+    return State(**{key: value for key, value in found.state.items() if key != "sha256"})
+
+
+def _not_finite(run: Run, state: State, loss: Tensor, norm: Tensor) -> str:
+    kept = run.directory.checkpoints / "last"
+    saved = f"the last good checkpoint is {kept}" if kept.is_dir() else "no checkpoint yet"
+    return (
+        f"at step {state.step + 1} the loss is {loss.item():g} and the gradient norm "
+        f"{norm.item():g}; {saved}. Lower --lr or --sigma, set --max-grad-norm, or leave such "
+        "steps out with --on-nan skip"
+    )
+
+
+def _number(value: Tensor) -> float | None:
+    number = value.item()
+    return number if math.isfinite(number) else None

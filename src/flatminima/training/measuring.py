@@ -1,0 +1,69 @@
+"""Measuring what is already trained: a run, one of its checkpoints, or a model from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flatminima.errors import InputError
+from flatminima.measure import CurvatureReport
+from flatminima.training import checkpoint
+from flatminima.training.data.progress import Progress, silent
+from flatminima.training.directory import RunDirectory
+from flatminima.training.recipe import Recipe
+from flatminima.training.run import measure, prepare
+
+
+def measure_target(
+    target: str,
+    said: Mapping[str, Any],
+    *,
+    progress: Progress = silent,
+    say: Callable[[str], None] = print,
+) -> tuple[CurvatureReport, Path | None]:
+    """The curvature of a target's loss on its training set.
+
+    Args:
+        target: A run directory (its last checkpoint is taken, or the best if the run keeps that), a
+            checkpoint folder of a run, or a transformers folder or hub id.
+        said: Recipe fields, flat, that override the run's own; must name the data for a model that
+            is no run.
+        progress: Told how far each stage is.
+        say: Told what a user should read.
+
+    Returns:
+        The report, and the directory of the run (None for a model that is no run).
+
+    Raises:
+        InputError: the target is none of these, or is not whole.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found, home = _locate(Path(target))
+    if found is None or home is None:
+        if "data" not in said:
+            raise InputError(
+                f"{target} is no run directory and no checkpoint of one: check the path, or, for a "
+                "transformers model, say which data to measure on with --data"
+            )
+        prepared = prepare(Recipe.from_flat({**said, "model": target}), progress)
+        return measure(prepared, prepared.built.model, device, progress), None
+    if found.warning:
+        say(found.warning)
+    recipe = RunDirectory(home).read_recipe().but(pretrain=False, **said)
+    prepared = prepare(recipe, progress)
+    found.load_model(prepared.built.model)
+    return measure(prepared, prepared.built.model, device, progress), home
+
+
+def _locate(path: Path) -> tuple[checkpoint.Checkpoint | None, Path | None]:
+    if (path / "recipe.yaml").is_file():
+        if RunDirectory(path).read_recipe().loop.keep == "best":
+            return checkpoint.read(path / "checkpoints" / "best"), path
+        return checkpoint.find(path / "checkpoints"), path
+    run = path.parent.parent
+    if path.parent.name == "checkpoints" and (run / "recipe.yaml").is_file():
+        return checkpoint.read(path), run
+    return None, None

