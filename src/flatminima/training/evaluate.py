@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from flatminima.objectives.supervised import inputs_and_targets, logits
 from flatminima.training.data import collate
@@ -52,9 +52,18 @@ def evaluate(model: nn.Module, batches: Iterable[Any], device: torch.device) -> 
     return Score(correct / samples, loss / samples)
 
 
-def loader(part: Any, batch_size: int) -> DataLoader[Any]:
-    """The batches of an encoded data set in order, for evaluation and measuring."""
-    return DataLoader(part, batch_size=batch_size, collate_fn=collate)
+def loader(
+    part: Any, batch_size: int = 1, batch_sampler: Sampler[list[int]] | None = None
+) -> DataLoader[Any]:
+    """The batches of an encoded data set, in order or as a sampler says.
+
+    A DataLoader draws a seed for its workers, by default from torch's global generator: then a run
+    resumed within an epoch, which makes one loader more, would go on with other random numbers.
+    """
+    own = torch.Generator()
+    if batch_sampler is not None:
+        return DataLoader(part, batch_sampler=batch_sampler, collate_fn=collate, generator=own)
+    return DataLoader(part, batch_size=batch_size, collate_fn=collate, generator=own)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
 from flatminima.errors import InputError
 from flatminima.objectives import Objective
@@ -21,7 +20,6 @@ from flatminima.perturb import Perturbed, global_norm
 from flatminima.perturb.shares import cut, sample_count
 from flatminima.training import checkpoint
 from flatminima.training.batches import Epoch, batches_per_epoch
-from flatminima.training.data import collate
 from flatminima.training.data.progress import Progress
 from flatminima.training.directory import RunDirectory
 from flatminima.training.evaluate import evaluate, loader, to_device
@@ -145,7 +143,7 @@ def _rest_of_epoch(run: Run, step: int) -> Iterator[tuple[int, Any]]:
         world_size=run.accelerator.num_processes,
     )
     run.model.train()
-    batches = DataLoader(run.train, batch_sampler=order, collate_fn=collate)
+    batches = loader(run.train, batch_sampler=order)
     for indices, batch in zip(order.batches, batches, strict=True):
         yield len(indices), batch
 

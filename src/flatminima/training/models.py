@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from flatminima.errors import InputError, require, unknown
 from flatminima.training.data.encode import Encoding
 from flatminima.training.data.examples import DataSet
 from flatminima.training.networks import CNN, MLP
+from flatminima.training.vocabulary import make_tokenizer
 
 BUILTIN = ("mlp", "cnn")
 CONFIGURED: dict[str, dict[str, Any]] = {
@@ -118,7 +119,10 @@ def _from_config(settings: dict[str, Any], name: str, data: DataSet) -> Built:
     encoding = Encoding(size=getattr(config, "image_size", None), channels=3)
     companions: Callable[[Path], None] = config.save_pretrained
     if data.kind == "text":
-        tokenizer = _make_tokenizer(data, config.vocab_size, config.max_position_embeddings)
+        if not hasattr(config, "vocab_size"):
+            raise InputError(f"the model {name!r} takes no text, but {data.name} holds text")
+        longest = getattr(config, "max_position_embeddings", data.spec.max_length)
+        tokenizer = make_tokenizer(_texts(data), config.vocab_size, longest)
         config.pad_token_id = tokenizer.pad_token_id
         encoding = Encoding(tokenizer=tokenizer)
 
@@ -130,6 +134,7 @@ def _from_config(settings: dict[str, Any], name: str, data: DataSet) -> Built:
         model = auto.from_config(config)
     except (ValueError, TypeError) as error:
         raise InputError(f"cannot build {name!r} for {data.kind}: {_first_line(error)}") from error
+    model.config.architectures = [type(model).__name__]  # as from_pretrained sets it
     return Built(model, encoding, "transformers", True, companions)
 
 
@@ -177,6 +182,12 @@ def _labels(data: DataSet) -> dict[str, Any]:
     }
 
 
+def _texts(data: DataSet) -> Iterator[str]:
+    """All training texts, pairs one after the other."""
+    for entry in data.train.inputs:
+        yield from (entry if isinstance(entry, tuple) else (str(entry),))
+
+
 def _auto_class(data: DataSet) -> Any:
     transformers = require("transformers", "text")
     if data.kind == "text":
@@ -187,29 +198,6 @@ def _auto_class(data: DataSet) -> Any:
 def _processor_class(data: DataSet) -> Any:
     transformers = require("transformers", "text")
     return transformers.AutoTokenizer if data.kind == "text" else transformers.AutoImageProcessor
-
-
-def _make_tokenizer(data: DataSet, vocabulary: int, longest: int) -> Any:
-    """A WordPiece tokenizer of the training texts, for a model that brings none."""
-    transformers = require("transformers", "text")
-    tokenizers = require("tokenizers", "text")
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"}
-    special |= {"sep_token": "[SEP]", "mask_token": "[MASK]"}
-    words = tokenizers.BertWordPieceTokenizer(lowercase=True)
-    texts = [
-        text
-        for entry in data.train.inputs
-        for text in (entry if isinstance(entry, tuple) else (entry,))
-    ]
-    words.train_from_iterator(
-        texts,
-        vocab_size=vocabulary,
-        special_tokens=list(special.values()),
-        show_progress=False,
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words._tokenizer, model_max_length=longest, **special
-    )
 
 
 def _minilm() -> Path:

@@ -13,15 +13,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from flatminima.errors import require
 from flatminima.files import write_bytes
 from flatminima.objectives import Supervised
 from flatminima.training.batches import Epoch
-from flatminima.training.data import collate
 from flatminima.training.data.encode import Encoding, encode
 from flatminima.training.data.examples import DataSet
+from flatminima.training.evaluate import loader
 
 EPOCHS, LEARNING_RATE, MOMENTUM, BATCH_SIZE = 40, 0.1, 0.9, 32
 
@@ -52,11 +51,12 @@ def pretrain(model: nn.Module, data: DataSet, encoding: Encoding, seed: int) -> 
     model.train()
     for epoch in range(EPOCHS):
         order = Epoch(len(data.source), BATCH_SIZE, seed=seed, epoch=epoch)
-        for batch in DataLoader(source, batch_sampler=order, collate_fn=collate):
+        for batch in loader(source, batch_sampler=order):
             optimizer.zero_grad()
             torch.autograd.backward(objective(model, batch))
             optimizer.step()
             scheduler.step()
+    optimizer.zero_grad()
     write_bytes(cached, safetensors.save(model.state_dict()))
 
 

@@ -64,6 +64,7 @@ def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     recipe = recipe.but(model=name).resolved(built.family, built.random_weights)
     if built.family == "builtin" and recipe.model.pretrain and data.source is not None:
         pretrain(built.model, data, built.encoding, seed)
+        torch.manual_seed(seed)  # what follows is the same whether that was cached or not
     return Prepared(recipe, data, built)
 
 
@@ -140,7 +141,10 @@ def measure(
     assert spec.draws is not None
     encoded = encode(prepared.data.train, prepared.data, prepared.built.encoding)
     samples = min(len(encoded), spec.measure_samples or len(encoded))
-    part = Subset(encoded, range(samples))
+    chosen = torch.randperm(
+        len(encoded), generator=torch.Generator().manual_seed(prepared.recipe.loop.seed)
+    )
+    part = Subset(encoded, chosen[:samples].sort().values.tolist())
     batches = [to_device(batch, device) for batch in loader(part, prepared.recipe.loop.batch_size)]
     return curvature(
         model.to(device),

@@ -1,0 +1,41 @@
+# `make demo` and `make test` set everything up by themselves, in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test lint examples readme clean
+
+demo: .venv/installed-demo
+	$(BIN)/flatminima compare --recipe recipes/demo.yaml --out runs/demo
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+examples: .venv/installed-dev
+	for example in examples/*.py; do echo "== $$example"; $(BIN)/python $$example || exit 1; done
+
+readme: .venv/installed-dev
+	$(BIN)/python benchmarks/readme.py
+
+clean:
+	rm -rf .venv runs
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flatminima needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed-demo: .venv/bin/python pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[cli]'
+	touch $@
+
+.venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[dev]'
+	touch $@ .venv/installed-demo

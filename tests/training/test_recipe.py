@@ -1,0 +1,92 @@
+from dataclasses import fields
+
+import pytest
+
+from flatminima.errors import InputError
+from flatminima.training.recipe import SECTIONS, Recipe, dump, option_types, read, with_method
+
+
+def test_no_two_sections_share_a_field_name():
+    names = [f.name for section in SECTIONS.values() for f in fields(section)]
+    assert len(names) == len(set(names))
+
+
+def test_every_field_says_what_it_is():
+    for section in SECTIONS.values():
+        for f in fields(section):
+            assert f.metadata["help"], f.name
+
+
+def test_a_recipe_survives_its_file(tmp_path):
+    recipe = Recipe.from_flat({"perturb": "nso", "sigma": 0.02, "epochs": 3, "label_noise": 0.1})
+    (tmp_path / "recipe.yaml").write_text(dump(recipe))
+    assert Recipe.from_flat(read(tmp_path / "recipe.yaml")) == recipe
+
+
+def test_words_become_numbers():
+    # YAML reads 1e-4 as a word.
+    recipe = Recipe.from_flat({"lr": "1e-4", "epochs": "3", "pretrain": "no", "sigma": None})
+    assert (recipe.optimizer.lr, recipe.loop.epochs, recipe.model.pretrain) == (1e-4, 3, False)
+
+
+def test_late_defaults_fill_only_what_was_left_open():
+    recipe = Recipe.from_flat({"sigma": 0.3}).resolved("builtin", True)
+    assert (recipe.perturb.sigma, recipe.loop.epochs, recipe.optimizer.lr) == (0.3, 60, 0.05)
+    assert Recipe().resolved("transformers", False).optimizer.lr == 5e-5
+    assert None not in [
+        recipe.flat()[name] for name in ("rho", "optimizer", "probes", "draws", "measure_sigma")
+    ]
+
+
+def test_a_method_with_options():
+    recipe = with_method(Recipe(), "nso:sigma=0.2:num_perturbations=3")
+    assert recipe.perturb.perturb == "nso"
+    assert (recipe.perturb.sigma, recipe.perturb.num_perturbations) == (0.2, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"sigm": 1}, "did you mean 'sigma'"),
+        ({"sigma": -1}, "--sigma is -1.0"),
+        ({"sigma": "nan"}, "--sigma is nan"),
+        ({"sigma": "inf"}, "--sigma is inf"),
+        ({"sigma": "wide"}, "--sigma is 'wide': give a number"),
+        ({"epochs": 2.5}, "--epochs is 2.5: give a whole number"),
+        ({"epochs": 0}, "--epochs is 0"),
+        ({"num_perturbations": 0}, "--num-perturbations is 0"),
+        ({"clean_weight": 1.5}, r"--clean-weight is 1.5: it must be finite and in \[0, 1\]"),
+        ({"optimizer": "adm"}, "did you mean 'adam'"),
+        ({"precision": "fp8"}, "did you mean 'fp32'|known are bf16, fp16, fp32"),
+        ({"pretrain": "perhaps"}, "--pretrain is 'perhaps': give true or false"),
+        ({"batch_size": None}, "--batch-size needs a value"),
+        ({"label_noise": 1.2}, "label_noise is 1.2"),
+    ],
+)
+def test_bad_values_are_named_with_their_flag(values, words):
+    with pytest.raises(InputError, match=words):
+        Recipe.from_flat(values)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [("nso:sigmo=1", "did you mean 'sigma'"), ("nso:fast", "write options as name:option=value")],
+)
+def test_bad_method_options(method, words):
+    with pytest.raises(InputError, match=words):
+        with_method(Recipe(), method)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("- a\n- b\n", "must be a mapping"), ("a: [1,\n", "not valid YAML")]
+)
+def test_bad_recipe_files(tmp_path, content, words):
+    (tmp_path / "r.yaml").write_text(content)
+    with pytest.raises(InputError, match=words):
+        read(tmp_path / "r.yaml")
+    with pytest.raises(InputError, match="cannot read the recipe"):
+        read(tmp_path / "missing.yaml")
+
+
+def test_every_field_can_be_asked_for_by_name():
+    assert set(option_types()) == set(Recipe().flat())
