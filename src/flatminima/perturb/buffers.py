@@ -106,7 +106,7 @@ class Buffers:
 
     def _on_call(self, module: nn.Module, _: Any) -> None:
         self._adopt(module)
-        if "_orig_mod" in module._modules:
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
             # torch.compile traces each global hook that it sees, and compiles anew for a new one.
             self._handle.remove()
             self._handle = module.register_forward_hook(self._on_return, always_call=True)

@@ -148,6 +148,7 @@ class Perturbed(Optimizer):
         self._stream = Stream(torch.initial_seed() if seed is None else seed)
         self._steps = 0
         self._micro_batches = 0
+        self._samples: int | None = None
         self._weights: Weights | None = None
         self._gradients: Gradients | None = None
         self._buffers: Buffers | None = None
@@ -226,17 +227,18 @@ class Perturbed(Optimizer):
             )
         elif self._micro_batches == 0:
             raise RuntimeError(NOT_RUN)
-        self.check_step(self._micro_batches)
+        self.check_step(self._micro_batches, self._samples)
         self.base.step()
         self._steps += 1
         self._micro_batches = 0
         return loss
 
-    def check_step(self, micro_batches: int) -> None:
+    def check_step(self, micro_batches: int, samples: int | None) -> None:
         """Look at a step about to be taken; methods override it to warn.
 
         Args:
             micro_batches: How many micro-batches its gradient was gathered from.
+            samples: Samples in the last of them, where `passes` was given it to cut; else None.
         """
 
     def check_closure(self) -> None:
@@ -337,7 +339,7 @@ class Perturbed(Optimizer):
         gradients = self._gradients = Gradients(parameters)
         buffers = self._buffers = Buffers(self.model)
         replay = Replay(parameter.device for parameter in parameters)
-        finished = False
+        self._samples, finished = samples, False
         try:
             # One pass at W leaves the buffers as plain training does.
             with buffers.watch() if len(plan) > 1 or plan[0].move else nullcontext():
@@ -418,6 +420,11 @@ class Perturbed(Optimizer):
 
     def _adopt(self, group: dict[str, Any]) -> None:
         """Give a group its strength, if it has none of its own."""
+        if len({id(parameter) for parameter in group["params"]}) < len(group["params"]):
+            raise InputError(
+                "a parameter stands twice in one group of the optimizer: give each once, for "
+                "instance list(dict.fromkeys(parameters))"
+            )
         _checked(self.strength_name, group.setdefault(self.strength_name, self._default_strength))
 
     def _name_tensors(self) -> list[int]:

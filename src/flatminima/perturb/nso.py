@@ -161,7 +161,6 @@ class NSO(Perturbed):
         self.noise = Noise.named(noise)
         self.noise_per_rank = noise_per_rank
         self.running_statistics = running_statistics
-        self._signs_by_micro_batch = False
 
     def plan(self, turn: Turn) -> list[Pass]:
         """The clean pass if it counts, then the noisy ones."""
@@ -174,14 +173,13 @@ class NSO(Perturbed):
         return self._noisy(turn)
 
     def _noisy(self, turn: Turn) -> list[Pass]:
-        self._signs_by_micro_batch = self.signs == "split" and turn.samples is None
         noisy, k = 1 - self.clean_weight, self.num_perturbations
         rank = turn.rank if self.noise_per_rank else 0
         if self.signs == "alternate":
             period, sign = turn.step // 2, 1 - 2 * (turn.step % 2)
             draws = [self._draw(period, j, rank, sign) for j in range(k)]
             return [Pass(noisy / k, draw) for draw in draws]
-        if self._signs_by_micro_batch:
+        if self.signs == "split" and turn.samples is None:
             # Ranks 2r and 2r + 1 share U and start with opposite signs.
             j, sign = turn.micro_batch // 2 % k, 1 - 2 * ((turn.micro_batch + turn.rank) % 2)
             return [Pass(noisy, self._draw(turn.step, j, rank // 2, sign))]
@@ -226,9 +224,11 @@ class NSO(Perturbed):
                 "or signs='alternate', which changes the sign from step to step"
             )
 
-    def check_step(self, micro_batches: int) -> None:
+    def check_step(self, micro_batches: int, samples: int | None) -> None:
         """Warn where the signs of a step do not cancel."""
-        if self._signs_by_micro_batch and micro_batches % 2 and world_size() % 2:
+        by_micro_batch = self.signs == "split" and samples is None
+        noisy = self.clean_weight < 1 and any(self.strength(group) for group in self.param_groups)
+        if by_micro_batch and noisy and micro_batches % 2 and world_size() % 2:
             warnings.warn(
                 f"signs='split' gathered {micro_batches} micro-batch(es) for one step, so one sign "
                 "has no partner and its noise does not cancel: call passes(x, y), which halves the "

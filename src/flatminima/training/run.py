@@ -31,6 +31,7 @@ from flatminima.training.logs import Log
 from flatminima.training.memory import peak_bytes, reset_peak
 from flatminima.training.pretrain import pretrain
 from flatminima.training.recipe import OptimizerSpec, Recipe
+from flatminima.training.threads import fitting_threads
 
 Say = Callable[[str], None]
 
@@ -63,21 +64,19 @@ def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     built = models.build(name, data, new_head=recipe.model.new_head)
     recipe = recipe.but(model=name).resolved(built.family, built.random_weights)
     if built.family == "builtin" and recipe.model.pretrain and data.source is not None:
-        pretrain(built.model, data, built.encoding, seed)
+        with fitting_threads(built.model):
+            pretrain(built.model, data, built.encoding, seed)
         torch.manual_seed(seed)  # what follows is the same whether that was cached or not
     return Prepared(recipe, data, built)
 
 
-def finetune(
-    recipe: Recipe, out: Path, *, progress: Progress = silent, say: Say = print
-) -> dict[str, Any]:
+def finetune(recipe: Recipe, out: Path, *, progress: Progress = silent) -> dict[str, Any]:
     """Start a run, train, measure, and leave its results in a new directory.
 
     Args:
         recipe: All settings.
         out: The run directory, which must not hold a run.
         progress: Told how far each stage is.
-        say: Told what a user should read.
 
     Returns:
         The content of results.json.
@@ -92,7 +91,8 @@ def finetune(
     if accelerator.is_main_process:
         directory.create(prepared.recipe)
         write_json(out / "data.json", prepared.data.report)
-    return _train_and_measure(prepared, directory, accelerator, None, progress, say)
+    with fitting_threads(prepared.built.model):
+        return _train_and_measure(prepared, directory, accelerator, None, progress)
 
 
 def resume(out: Path, *, progress: Progress = silent, say: Say = print) -> dict[str, Any]:
@@ -111,7 +111,8 @@ def resume(out: Path, *, progress: Progress = silent, say: Say = print) -> dict[
     if found is not None and found.warning:
         say(found.warning)
     prepared = prepare(recipe, progress)
-    return _train_and_measure(prepared, directory, accelerator, found, progress, say)
+    with fitting_threads(prepared.built.model):
+        return _train_and_measure(prepared, directory, accelerator, found, progress)
 
 
 def job(payload: Mapping[str, Any], directory: Path) -> None:
@@ -119,7 +120,7 @@ def job(payload: Mapping[str, Any], directory: Path) -> None:
     if (directory / "recipe.yaml").exists():
         resume(directory, say=_to_stderr)
     else:
-        finetune(Recipe.from_flat(payload), directory, say=_to_stderr)
+        finetune(Recipe.from_flat(payload), directory)
 
 
 def measure(
@@ -146,16 +147,17 @@ def measure(
     )
     part = Subset(encoded, chosen[:samples].sort().values.tolist())
     batches = [to_device(batch, device) for batch in loader(part, prepared.recipe.loop.batch_size)]
-    return curvature(
-        model.to(device),
-        Supervised(),
-        batches,
-        sigma=spec.measure_sigma,
-        probes=spec.probes,
-        draws=spec.draws,
-        seed=prepared.recipe.loop.seed,
-        progress=progress,
-    )
+    with fitting_threads(model):
+        return curvature(
+            model.to(device),
+            Supervised(),
+            batches,
+            sigma=spec.measure_sigma,
+            probes=spec.probes,
+            draws=spec.draws,
+            seed=prepared.recipe.loop.seed,
+            progress=progress,
+        )
 
 
 def _train_and_measure(
@@ -164,15 +166,14 @@ def _train_and_measure(
     accelerator: Any,
     found: checkpoint.Checkpoint | None,
     progress: Progress,
-    say: Say,
 ) -> dict[str, Any]:
     reset_peak()
     run = _assemble(prepared, directory, accelerator)
     state = loop.State()
     if found is not None:
         state = loop.load(run, found)
-        if accelerator.is_main_process:
-            directory.drop_metrics_after(state.step)
+    if accelerator.is_main_process:
+        directory.drop_metrics_after(state.step)
     state = loop.train(run, state, progress)
     run.log.close()
     peak = peak_bytes()
