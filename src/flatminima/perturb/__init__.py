@@ -2,10 +2,11 @@
 
 from flatminima.perturb import schedules
 from flatminima.perturb.cards import Card, card, cards, make, options, register
-from flatminima.perturb.engine import Pass, Perturbed, Turn
+from flatminima.perturb.engine import Perturbed
 from flatminima.perturb.noise import DISTRIBUTIONS, Noise, Stream
 from flatminima.perturb.nso import NSO
 from flatminima.perturb.plain import Plain
+from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.sam import SAM
 from flatminima.perturb.weights import Gradients, Weights, global_norm
 

@@ -8,7 +8,8 @@ must come out of a step as if there had been one forward pass at W:
 - otherwise the average over the passes is kept, each counting as its gradient does. For passes at
   W + U and W - U the terms odd in U cancel, so it differs from the statistics at W by O(sigma^2);
 - integers (the count of batches) are kept from the first pass;
-- after an exception the buffers are as before the first pass.
+- after an exception the buffers are as before the first pass;
+- a step of one pass at W is left alone: its buffers are those of plain training by itself.
 """
 
 from __future__ import annotations

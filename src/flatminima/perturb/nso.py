@@ -13,8 +13,10 @@ from torch.optim import Optimizer
 
 from flatminima.errors import InputError, unknown
 from flatminima.perturb.cards import Card, register
-from flatminima.perturb.engine import Move, Pass, Perturbed, Turn, world_size
+from flatminima.perturb.engine import Perturbed
 from flatminima.perturb.noise import Noise
+from flatminima.perturb.plans import Move, Pass, Turn
+from flatminima.perturb.ranks import world_size
 from flatminima.perturb.schedules import Schedule
 from flatminima.perturb.weights import Weights
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch.optim import Optimizer
 
 from flatminima.perturb.cards import Card, register
-from flatminima.perturb.engine import Pass, Perturbed, Turn
+from flatminima.perturb.engine import Perturbed
+from flatminima.perturb.plans import Pass, Turn
 
 
 @register()

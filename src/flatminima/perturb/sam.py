@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatminima.perturb.cards import Card, register
-from flatminima.perturb.engine import Pass, Perturbed, Turn
+from flatminima.perturb.engine import Perturbed
+from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.schedules import Schedule
 from flatminima.perturb.weights import Weights, global_norm
 

@@ -49,6 +49,14 @@ def bounds(share: Share, samples: int) -> tuple[int, int]:
     return part * samples // parts, (part + 1) * samples // parts
 
 
+def fraction(share: Share, samples: int | None) -> float:
+    """The part of the batch's samples that a share holds."""
+    if share == WHOLE or samples is None:
+        return 1.0
+    start, stop = bounds(share, samples)
+    return (stop - start) / samples
+
+
 def cut(batch: Any, start: int, stop: int, samples: int) -> Any:
     """The samples [start, stop) of a batch; what does not count the samples is kept whole.
 

@@ -11,10 +11,11 @@ import torch
 from flatminima.errors import InputError
 from flatminima.measure import CurvatureReport
 from flatminima.training import checkpoint
+from flatminima.training.assemble import prepare
 from flatminima.training.data.progress import Progress, silent
 from flatminima.training.directory import RunDirectory
 from flatminima.training.recipe import Recipe
-from flatminima.training.run import measure, prepare
+from flatminima.training.run import measure
 
 
 def measure_target(

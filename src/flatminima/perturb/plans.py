@@ -1,0 +1,48 @@
+"""A step as a plan: passes, and what they may depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flatminima.perturb.shares import WHOLE, Share
+from flatminima.perturb.weights import Weights
+
+Move = Callable[[Weights], None]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward of a step.
+
+    Attributes:
+        weight: How much its gradient counts. The weights of a step add up to 1 per sample; 0: the
+            gradient is only looked at by the next pass's move (SAM's first pass).
+        move: Moves the weights from where the pass before left them. None: the pass runs at W, and
+            only the first passes of a plan may.
+        share: The part of the batch that the pass works on.
+        backward: False where the forward pass alone is wanted (it sets BatchNorm's statistics); a
+            backward does no harm, its gradient is dropped.
+    """
+
+    weight: float = 1.0
+    move: Move | None = None
+    share: Share = WHOLE
+    backward: bool = True
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a plan may depend on.
+
+    Attributes:
+        step: Steps taken so far.
+        micro_batch: Calls of `passes()` since the last step.
+        rank: This process's rank, 0 without torch.distributed.
+        samples: Samples in the batch, where `passes(batch)` was given it to cut; else None.
+    """
+
+    step: int
+    micro_batch: int
+    rank: int
+    samples: int | None

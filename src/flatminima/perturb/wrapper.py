@@ -1,0 +1,218 @@
+"""An optimizer around an optimizer that is, to everything around it, an ordinary optimizer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from flatminima.errors import InputError
+from flatminima.perturb.cards import Card
+from flatminima.perturb.noise import Stream, tensor_ids
+from flatminima.perturb.schedules import Schedule, constant, describe
+from flatminima.perturb.weights import Slot
+
+
+class Wrapper(Optimizer):
+    """A base optimizer, a strength for each of its groups, and a noise stream.
+
+    `param_groups`, `state` and `defaults` are those of the base optimizer, the same objects, so
+    learning-rate schedulers, `add_param_group`, clipping and `GradScaler` need nothing special.
+
+    Args:
+        base: Any torch optimizer that needs no closure of its own.
+        strength: Sigma or rho of the groups that do not carry their own under `strength_name`.
+        schedule: Factor on all strengths at a step.
+        seed: Names the noise; default: torch's initial seed.
+        model: Its parameters' names address the noise, where it is given.
+
+    Raises:
+        InputError: a strength that is negative or not finite, nothing to train, or a base optimizer
+            that cannot be wrapped.
+    """
+
+    card: ClassVar[Card]
+    strength_name: ClassVar[str]
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        strength: float,
+        schedule: Schedule | None = None,
+        seed: int | None = None,
+        model: nn.Module | None = None,
+    ) -> None:
+        _check_base(base)
+        self.base = base
+        super().__setstate__({})  # torch's hooks, without making groups of our own
+        if schedule is not None and not callable(schedule):
+            raise InputError(
+                f"schedule must be a callable step -> factor, not {schedule!r}: "
+                "see flatminima.perturb.schedules"
+            )
+        self.schedule = schedule or constant()
+        self.model = model
+        self._default_strength = strength
+        self._stream = Stream(torch.initial_seed() if seed is None else seed)
+        self._steps = 0
+        for group in self.param_groups:
+            self._adopt(group)
+        self._tensor_ids = self._name_tensors()
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return self._steps
+
+    def strength(self, group: dict[str, Any]) -> float:
+        """Sigma or rho of a group at this step, schedule included."""
+        own = _checked(self.strength_name, group[self.strength_name])
+        factor = self.schedule(self._steps)
+        return _checked(f"the schedule's {self.strength_name}", own * factor)
+
+    def _slots(self) -> list[Slot]:
+        """The parameters that may be moved at this step."""
+        ids = iter(self._tensor_ids)
+        return [
+            slot
+            for group in self.param_groups
+            for strength in [self.strength(group)]
+            for slot in [Slot(p, strength, next(ids)) for p in group["params"]]
+            if strength and slot.tensor.requires_grad
+        ]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base optimizer; it may carry its own sigma or rho."""
+        self.base.add_param_group(param_group)
+        self._adopt(self.param_groups[-1])
+        self._tensor_ids = self._name_tensors()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state, and under "perturb" the step, schedule and noise stream."""
+        state = self.base.state_dict()
+        state["perturb"] = {
+            "method": self.card.name,
+            "step": self._steps,
+            "seed": self._stream.seed,
+            "schedule": describe(self.schedule),
+        }
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue exactly where the optimizer of that state stood.
+
+        A state of the bare base optimizer is taken too: the noise then starts at step 0.
+
+        Raises:
+            InputError: the state is of another method or schedule.
+        """
+        own = state_dict.get("perturb")
+        if own is not None:
+            self._check_state(own)
+        strengths = [group[self.strength_name] for group in self.param_groups]
+        self.base.load_state_dict({k: v for k, v in state_dict.items() if k != "perturb"})
+        for group, strength in zip(self.param_groups, strengths, strict=True):
+            group.setdefault(self.strength_name, strength)
+            self._adopt(group)
+        if own is not None:
+            self._steps = own["step"]
+            self._stream = Stream(own["seed"])
+
+    def _adopt(self, group: dict[str, Any]) -> None:
+        """Give a group its strength, if it has none of its own."""
+        if len({id(parameter) for parameter in group["params"]}) < len(group["params"]):
+            raise InputError(
+                "a parameter stands twice in one group of the optimizer: give each once, for "
+                "instance list(dict.fromkeys(parameters))"
+            )
+        _checked(self.strength_name, group.setdefault(self.strength_name, self._default_strength))
+
+    def _name_tensors(self) -> list[int]:
+        """Ids of the noise streams: by name where names are known, else by position."""
+        known: dict[int, str] = {}
+        if self.model is not None:
+            known = {id(p): name for name, p in self.model.named_parameters()}
+        names: list[str] = []
+        for group in self.param_groups:
+            given = group.get("param_names", [None] * len(group["params"]))
+            for parameter, name in zip(group["params"], given, strict=True):
+                names.append(known.get(id(parameter)) or name or f"parameter {len(names)}")
+        return tensor_ids(names)
+
+    def _check_state(self, own: dict[str, Any]) -> None:
+        schedule = describe(self.schedule)
+        for what, ours in (("method", self.card.name), ("schedule", schedule)):
+            if own[what] != ours:
+                raise InputError(
+                    f"this optimizer state was saved with {what} {own[what]!r}, but the optimizer "
+                    f"has {ours!r}: build it as it was, or delete state['perturb'] to start its "
+                    "noise anew"
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Schedulers put a `step` on the instance that is bound to it, so a copy must not carry it.
+        return {name: value for name, value in self.__dict__.items() if name != "step"}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base!r})"
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base optimizer's groups."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        """The base optimizer's state."""
+        return self.base.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.base.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The base optimizer's defaults."""
+        return self.base.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.base.defaults = defaults
+
+
+def _check_base(base: Any) -> None:
+    name = type(base).__name__
+    if not isinstance(base, Optimizer):
+        raise InputError(
+            f"the base optimizer must be a torch optimizer, not {name}: "
+            "flatminima.NSO(torch.optim.AdamW(model.parameters(), lr=1e-4), sigma=0.01)"
+        )
+    if isinstance(base, Wrapper):
+        raise InputError(f"{name} already wraps a base optimizer: wrap {name}'s own base instead")
+    if isinstance(base, torch.optim.LBFGS):
+        raise InputError("LBFGS calls its closure itself, so its gradients cannot be perturbed")
+    if not any(p.requires_grad for group in base.param_groups for p in group["params"]):
+        raise InputError(
+            "no trainable parameters: every parameter of the optimizer has requires_grad=False"
+        )
+
+
+def _checked(name: str, value: Any) -> float:
+    """A strength as a float.
+
+    Raises:
+        InputError: it is negative or not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"{name} must be a number, not {value!r}")
+    if not math.isfinite(value) or value < 0:
+        raise InputError(f"{name} must be finite and at least 0, not {value!r}")
+    return float(value)
