@@ -40,7 +40,7 @@ def test_markdown_has_one_row_a_method_and_the_columns_there_are():
     lines = markdown_table(study(0.02)).splitlines()
     assert lines[0] == (
         "| method | test accuracy (%) | gain (points) | test loss | Hessian trace | gradients | "
-        "seconds per step |"
+        "ms per step |"
     )
     assert lines[1] == "| :-- | --: | --: | --: | --: | --: | --: |"
     assert lines[2].startswith(

@@ -19,8 +19,9 @@ _HEADERS = {
     "top_eigenvalue": "top eigenvalue",
     "perturbation_gap": "perturbation gap",
     "gradients": "gradients",
-    "seconds_per_step": "seconds per step",
+    "seconds_per_step": "ms per step",
 }
+_SCALES = {"test_accuracy": 100.0, "seconds_per_step": 1000.0}
 _MARK = "*"
 
 
@@ -88,7 +89,7 @@ def _cells(summary: Mapping[str, Any]) -> _Cells:
 
 
 def _scale(metric: str) -> float:
-    return 100.0 if metric == "test_accuracy" else 1.0
+    return _SCALES.get(metric, 1.0)
 
 
 def _mean(entry: Mapping[str, Any] | None, metric: str) -> str:
