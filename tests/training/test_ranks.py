@@ -1,5 +1,6 @@
 """Two processes under torchrun."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from flatminima.training.run import finetune
 VALUES = {"epochs": 2, "measure": False, "batch_size": 30, "pretrain": False}
 
 EVERY_RANK_SAVES = """
+import json
 import sys
 from pathlib import Path
 from safetensors.torch import save_file
@@ -28,9 +30,8 @@ def save(state_of, state, name="last"):
     save_file(model.state_dict(), str(folder / "model.safetensors"))
 
 loop.save = save
-values = {%s, "perturb": sys.argv[2]}
-run.finetune(Recipe.from_flat(values), Path(sys.argv[1]))
-""" % ", ".join(f"{key!r}: {value!r}" for key, value in VALUES.items())
+run.finetune(Recipe.from_flat(json.loads(sys.argv[2])), Path(sys.argv[1]))
+"""
 
 
 @pytest.fixture
@@ -40,7 +41,8 @@ def two_ranks(tmp_path):
         script.write_text(EVERY_RANK_SAVES)
         out = tmp_path / f"two-{method}"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc_per_node", "2", str(script), str(out), method]
+        command += ["--nproc_per_node", "2", str(script), str(out)]
+        command += [json.dumps({**VALUES, "perturb": method})]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
         assert done.returncode == 0, done.stderr[-2000:]
