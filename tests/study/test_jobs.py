@@ -216,6 +216,8 @@ def start_sleepers(out):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A test run in the background inherits SIGINT as ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     files = [out / "0" / "pids", out / "1" / "pids"]
     wait_until(lambda: all(file.exists() and len(file.read_text().split()) == 2 for file in files))
