@@ -28,9 +28,15 @@ if TYPE_CHECKING:
     )
     from flatminima.objectives import Supervised
     from flatminima.perturb import (
+        ASAM,
+        GSAM,
         NSO,
+        RSAM,
         SAM,
+        USAM,
         Card,
+        FriendlySAM,
+        LookSAM,
         Pass,
         Perturbed,
         Plain,
@@ -44,13 +50,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ASAM",
+    "GSAM",
     "NSO",
+    "RSAM",
     "SAM",
+    "USAM",
     "Card",
     "CurvatureReport",
     "Estimate",
+    "FriendlySAM",
     "Hessian",
     "InputError",
+    "LookSAM",
     "Pass",
     "Perturbed",
     "Plain",

@@ -201,8 +201,8 @@ def test_sigma_0_and_lambda_1_are_the_base_optimizer_bit_for_bit(base, options):
 class Swapped(NSO):
     """-U before +U."""
 
-    def _draw(self, step, j, rank, sign):
-        return super()._draw(step, j, rank, -sign)
+    def _to(self, step, j, rank, sign):
+        return super()._to(step, j, rank, -sign)
 
 
 def test_swapping_the_signs_changes_nothing():
@@ -469,10 +469,10 @@ def test_every_distribution_moves_complex_parameters(noise):
         ({"num_perturbations": 0}, "num_perturbations must be at least 1, not 0"),
         ({"num_perturbations": 1.5}, "num_perturbations must be an integer"),
         ({"num_perturbations": True}, "num_perturbations must be an integer"),
-        ({"clean_weight": -0.1}, "clean_weight must lie in"),
-        ({"clean_weight": 1.1}, "clean_weight must lie in"),
-        ({"clean_weight": math.nan}, "clean_weight must lie in"),
-        ({"clean_weight": "0.5"}, "clean_weight must lie in"),
+        ({"clean_weight": -0.1}, "clean_weight must be a number in"),
+        ({"clean_weight": 1.1}, "clean_weight must be a number in"),
+        ({"clean_weight": math.nan}, "clean_weight must be a number in"),
+        ({"clean_weight": "0.5"}, "clean_weight must be a number in"),
         ({"signs": "pair"}, "did you mean 'paired'"),
         ({"signs": "split", "two_point": False}, "leave one of them out"),
         ({"running_statistics": "cleam"}, "did you mean 'clean'"),

@@ -3,7 +3,8 @@ from dataclasses import fields
 import pytest
 
 from flatminima.errors import InputError
-from flatminima.training.recipe import SECTIONS, Recipe, dump, option_types, read, with_method
+from flatminima.training.assemble import check_method
+from flatminima.training.recipe import SECTIONS, Recipe, dump, option_types, parse_method, read
 
 
 def test_no_two_sections_share_a_field_name():
@@ -39,9 +40,10 @@ def test_late_defaults_fill_only_what_was_left_open():
 
 
 def test_a_method_with_options():
-    recipe = with_method(Recipe(), "nso:sigma=0.2:num_perturbations=3")
-    assert recipe.perturb.perturb == "nso"
-    assert (recipe.perturb.sigma, recipe.perturb.num_perturbations) == (0.2, 3)
+    name, options = parse_method("nso:sigma=0.2:num_perturbations=3:noise=laplace:vectors=false")
+    assert name == "nso"
+    assert options == {"sigma": 0.2, "num_perturbations": 3, "noise": "laplace", "vectors": False}
+    assert parse_method("plain") == ("plain", {})
 
 
 @pytest.mark.parametrize(
@@ -70,11 +72,17 @@ def test_bad_values_are_named_with_their_flag(values, words):
 
 @pytest.mark.parametrize(
     ("method", "words"),
-    [("nso:sigmo=1", "did you mean 'sigma'"), ("nso:fast", "write options as name:option=value")],
+    [
+        ("nso:sigmo=1", "did you mean 'sigma'"),
+        ("nso:fast", "write options as name:option=value"),
+        ("nso:sigma=wide", "sigma must be a number, not 'wide'"),
+        ("looksam:k=0", "k must be at least 1"),
+        ("nos", "did you mean 'nso'"),
+    ],
 )
-def test_bad_method_options(method, words):
+def test_bad_methods_are_found_before_anything_runs(method, words):
     with pytest.raises(InputError, match=words):
-        with_method(Recipe(), method)
+        check_method(method)
 
 
 @pytest.mark.parametrize(

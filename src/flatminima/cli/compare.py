@@ -60,12 +60,12 @@ def run(arguments: argparse.Namespace) -> None:
     seeds = _whole("seeds", getattr(arguments, "seeds", said.pop("seeds", SEEDS)))
     said.pop("seeds", None)
     recipe = Recipe.from_flat(said)
-    from flatminima.perturb import card
     from flatminima.study.compare import compare
     from flatminima.study.table import rich_table
+    from flatminima.training.assemble import check_method
 
     for method in methods:
-        card(method.split(":")[0])
+        check_method(method)
     try:
         with screen.progress_bars() as progress:
             summary = compare(

@@ -1,21 +1,32 @@
 """Where the gradient is taken: the pass engine, and one file per method."""
 
 from flatminima.perturb import schedules
+from flatminima.perturb.asam import ASAM
 from flatminima.perturb.cards import Card, card, cards, make, options, register
 from flatminima.perturb.engine import Perturbed
+from flatminima.perturb.friendly_sam import FriendlySAM
+from flatminima.perturb.gsam import GSAM
+from flatminima.perturb.looksam import LookSAM
 from flatminima.perturb.noise import DISTRIBUTIONS, Noise, Stream
 from flatminima.perturb.nso import NSO
 from flatminima.perturb.plain import Plain
 from flatminima.perturb.plans import Pass, Turn
-from flatminima.perturb.sam import SAM
+from flatminima.perturb.rsam import RSAM
+from flatminima.perturb.sam import SAM, USAM
 from flatminima.perturb.weights import Gradients, Weights, global_norm
 
 __all__ = [
+    "ASAM",
     "DISTRIBUTIONS",
+    "GSAM",
     "NSO",
+    "RSAM",
     "SAM",
+    "USAM",
     "Card",
+    "FriendlySAM",
     "Gradients",
+    "LookSAM",
     "Noise",
     "Pass",
     "Perturbed",

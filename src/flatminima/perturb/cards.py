@@ -80,8 +80,15 @@ def card(name: str) -> Card:
 def options(name: str) -> list[str]:
     """The options that a method takes beyond the base optimizer."""
     chosen, cls = _lookup(name)
-    parameters = list(inspect.signature(cls).parameters)[1:]
-    return [option for option in parameters if option not in (chosen.preset or {})]
+    names: list[str] = []
+    for parameter in list(inspect.signature(cls).parameters.values())[1:]:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            from flatminima.perturb.engine import Options
+
+            names += Options.__annotations__
+        else:
+            names.append(parameter.name)
+    return [name for name in names if name not in (chosen.preset or {})]
 
 
 def make(name: str, base: Optimizer, **given: Any) -> Perturbed:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
-from typing import Any, overload
+from typing import Any, TypedDict, overload
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from flatminima.perturb.ranks import rank
 from flatminima.perturb.schedules import Schedule
 from flatminima.perturb.shares import WHOLE, bounds, cut, fraction, sample_count
 from flatminima.perturb.weights import Gradients, Weights
-from flatminima.perturb.wrapper import Wrapper
+from flatminima.perturb.wrapper import Wrapper, whole
 
 NOT_RUN = """step() needs the gradients of this step's passes first. Either
 
@@ -43,6 +43,17 @@ returns the loss."""
 
 LOST = """.grad was emptied or replaced while passes ran, so the passes before are lost from it: \
 inside the loop call optimizer.zero_grad() or none, and let backward() add to .grad"""
+
+
+class Options(TypedDict, total=False):
+    """What every method takes beside its own options; see `Perturbed`."""
+
+    schedule: Schedule | None
+    interval: int
+    seed: int | None
+    share_masks: bool
+    model: nn.Module | None
+    scaler: torch.amp.GradScaler | None
 
 
 class Perturbed(Wrapper):
@@ -67,10 +78,14 @@ class Perturbed(Wrapper):
         strength: Sigma or rho of the groups that do not carry their own under that name; 0 leaves
             a group's weights where they are.
         schedule: Factor on all strengths at a step; see `schedules`.
+        interval: Perturb only each n-th step, the first among them; the others are plain.
         seed: Names the noise; default: torch's initial seed, which `torch.manual_seed` sets.
         share_masks: Whether passes over the same samples draw the same dropout masks.
         model: The module, only where forward hooks cannot find its buffers (they are found as
             modules are called) or to address noise by parameter names.
+        scaler: The `GradScaler` in use, if there is one. Only methods to which the size of the
+            gradient matters need it (USAM, RSAM, Friendly SAM): gradients carry its scale until
+            after the passes.
 
     Raises:
         InputError: a strength that is negative or not finite, nothing to train, or a base optimizer
@@ -83,11 +98,16 @@ class Perturbed(Wrapper):
         *,
         strength: float,
         schedule: Schedule | None = None,
+        interval: int = 1,
         seed: int | None = None,
         share_masks: bool = True,
         model: nn.Module | None = None,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        super().__init__(base, strength=strength, schedule=schedule, seed=seed, model=model)
+        super().__init__(
+            base, strength=strength, schedule=schedule, seed=seed, model=model, scaler=scaler
+        )
+        self.interval = whole("interval", interval)
         self.share_masks = share_masks
         self._micro_batches = 0
         self._samples: int | None = None
@@ -168,6 +188,8 @@ class Perturbed(Wrapper):
             raise RuntimeError(NOT_RUN)
         self.check_step(self._micro_batches, self._samples)
         self.base.step()
+        if self._staged is not None:
+            self._memory, self._staged = self._staged, None
         self._steps += 1
         self._micro_batches = 0
         return loss
@@ -192,6 +214,7 @@ class Perturbed(Wrapper):
             self.base.zero_grad(set_to_none)
             self._micro_batches = 0
             self._broken_off = False
+            self._staged = None
         elif self._position[0] == 0:
             self._gradients.forget()
 
@@ -212,14 +235,28 @@ class Perturbed(Wrapper):
         index, count = self._position
         return index == count - 1
 
+    @property
+    def must_synchronize(self) -> bool:
+        """Whether processes must average their gradients in the running pass.
+
+        They do in the last pass of every method, and in earlier ones whose gradient ends up in what
+        counts. Put the other passes under `DistributedDataParallel.no_sync()`.
+        """
+        return self.is_last_pass or (self._current is not None and self._current.sync)
+
+    @property
+    def period(self) -> int:
+        """Steps after which the plans repeat."""
+        return self.interval
+
     def gradients_per_step(self, samples: int = 2) -> float:
-        """What a step costs, in gradients of the whole batch.
+        """What a step costs on average, in gradients of the whole batch.
 
         Args:
             samples: Samples in a batch.
         """
-        plan = self._plan(Turn(self._steps, 0, 0, samples))
-        return sum(p.backward / p.share[1] for p in plan)
+        plans = [self._plan(step, samples) for step in range(self.period)]
+        return sum(p.backward / p.share[1] for plan in plans for p in plan) / self.period
 
     def _run(self, samples: int | None, *, isolate: bool) -> Generator[Pass, None, None]:
         """Run the plan: the one place where a step happens.
@@ -228,7 +265,7 @@ class Perturbed(Wrapper):
             samples: Samples of the batch to cut, or None.
             isolate: Whether each pass finds `.grad` empty and may empty it, as closures do.
         """
-        plan = self._plan(Turn(self._steps, self._micro_batches, rank(), samples))
+        plan = self._plan(self._steps, samples)
         parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         weights = self._weights = Weights(self._slots())
         gradients = self._gradients = Gradients(parameters)
@@ -245,7 +282,8 @@ class Perturbed(Wrapper):
                     gradients.put_back(add=False)
                     if weight:
                         gradients.count(weight)
-                    if isolate or not weight:
+                    alone = isolate or not weight or current.after is not None
+                    if alone:
                         gradients.take()
                     buffers.start_pass()
                     if self.share_masks:
@@ -254,10 +292,12 @@ class Perturbed(Wrapper):
                     yield current
                     if self._weights is not weights:
                         raise RuntimeError("these passes were ended by step() or by other passes")
-                    if index and weight and not isolate and not gradients.kept():
+                    if index and not alone and not gradients.kept():
                         raise RuntimeError(LOST)
                     buffers.end_pass(at_home=not weights.away, weight=weight)
-                    if isolate and weight:
+                    if current.after is not None:
+                        current.after(weights)
+                    if alone and weight:
                         gradients.put_back(add=True)
             gradients.put_back(add=False)
             gradients.settle()
@@ -265,6 +305,7 @@ class Perturbed(Wrapper):
             if self._micro_batches == 0:
                 self._broken_off = False
             self._micro_batches += 1
+            self._staged = self._draft
             finished = True
         finally:
             if self._weights is weights:
@@ -287,9 +328,11 @@ class Perturbed(Wrapper):
                 mean = mean + current.weight * loss
         return mean if at_home is None else at_home
 
-    def _plan(self, turn: Turn) -> list[Pass]:
+    def _plan(self, step: int, samples: int | None) -> list[Pass]:
         """The method's plan; where no weight would move, one plain pass."""
-        return self.plan(turn) if self._slots() else [Pass()]
+        if step % self.interval or not self._slots():
+            return [Pass()]
+        return self.plan(Turn(step // self.interval, self._micro_batches, rank(), samples))
 
     def _go_home(self, finished: bool = False) -> None:
         """End the passes if there are any: restore the weights, and if unfinished drop the rest."""

@@ -99,6 +99,37 @@ DISTRIBUTIONS = {
 }
 
 
+@dataclass(frozen=True)
+class Scale:
+    """What the strength of a perturbation is relative to.
+
+    Attributes:
+        name: "absolute": nothing. "layer": the root mean square of the parameter tensor. "filter":
+            that of each slice along its first dimension; of the tensor where it has one dimension.
+    """
+
+    name: str
+
+    @staticmethod
+    def named(name: str) -> Scale:
+        """The scale of that name.
+
+        Raises:
+            InputError: there is none.
+        """
+        if name not in ("absolute", "layer", "filter"):
+            raise unknown("scale", name, ("absolute", "layer", "filter"))
+        return Scale(name)
+
+    def apply(self, offset: Tensor, weight: Tensor) -> Tensor:
+        """Multiply an offset in place by the scale that a weight tensor, at W, gives it."""
+        if self.name == "absolute":
+            return offset
+        dims = tuple(range(1, weight.dim())) if self.name == "filter" and weight.dim() > 1 else None
+        square = weight.detach().abs().to(offset.abs().dtype).square()
+        return offset.mul_(square.mean(dim=dims, keepdim=dims is not None).sqrt())
+
+
 class Stream:
     """Generators of random numbers addressed by counters.
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from typing import Literal
+from typing import Literal, Unpack
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from flatminima.errors import InputError, unknown
 from flatminima.perturb.cards import Card, register
-from flatminima.perturb.engine import Perturbed
-from flatminima.perturb.noise import Noise
+from flatminima.perturb.engine import Options, Perturbed
+from flatminima.perturb.noise import Noise, Scale
 from flatminima.perturb.plans import Move, Pass, Turn
 from flatminima.perturb.ranks import world_size
-from flatminima.perturb.schedules import Schedule
 from flatminima.perturb.weights import Weights
+from flatminima.perturb.wrapper import between, whole
 
 SOURCE = "Zhang, Li, Ju, 2024, arXiv 2306.08553"
 SIGNS = ("paired", "split", "alternate")
@@ -96,13 +95,15 @@ class NSO(Perturbed):
         clean_weight: lambda, in [0, 1].
         noise: "normal", "laplace", "uniform", "rademacher" or "binomial" (centred), each scaled
             to variance sigma^2.
-        schedule: Factor on sigma at a step; see `flatminima.schedules`.
+        scale: What sigma is a part of: "absolute": nothing, sigma is in units of the weights;
+            "layer": the root mean square of the parameter tensor; "filter": that of each of its
+            slices along the first dimension (output units, filters), for tensors of one dimension
+            as "layer".
+        vectors: Whether tensors of one dimension, biases and norms' weights, are perturbed.
         noise_per_rank: Whether data-parallel ranks draw their own noise (their average then has
             world_size times as many draws, at no cost) or all the same.
         running_statistics: "average" or "clean", as above.
-        seed: Names the noise stream; default: torch's initial seed.
-        share_masks: Whether passes over the same samples draw the same dropout masks.
-        model: See `Perturbed`.
+        **engine: `schedule`, `interval`, `seed`, `share_masks`, `model`; see `Perturbed`.
 
     Raises:
         InputError: an option out of its range, or two that exclude each other.
@@ -131,22 +132,13 @@ class NSO(Perturbed):
         signs: Literal["paired", "split", "alternate"] = "paired",
         clean_weight: float = 0.0,
         noise: str = "normal",
-        schedule: Schedule | None = None,
+        scale: Literal["absolute", "layer", "filter"] = "absolute",
+        vectors: bool = True,
         noise_per_rank: bool = True,
         running_statistics: Literal["average", "clean"] = "average",
-        seed: int | None = None,
-        share_masks: bool = True,
-        model: nn.Module | None = None,
+        **engine: Unpack[Options],
     ) -> None:
-        super().__init__(
-            base, strength=sigma, schedule=schedule, seed=seed, share_masks=share_masks, model=model
-        )
-        if isinstance(num_perturbations, bool) or not isinstance(num_perturbations, int):
-            raise InputError(f"num_perturbations must be an integer, not {num_perturbations!r}")
-        if num_perturbations < 1:
-            raise InputError(f"num_perturbations must be at least 1, not {num_perturbations}")
-        if not isinstance(clean_weight, (int, float)) or not 0 <= clean_weight <= 1:
-            raise InputError(f"clean_weight must lie in [0, 1], not {clean_weight!r}")
+        super().__init__(base, strength=sigma, **engine)
         if signs not in SIGNS:
             raise unknown("signs", signs, SIGNS)
         if signs != "paired" and not two_point:
@@ -156,11 +148,13 @@ class NSO(Perturbed):
             )
         if running_statistics not in ("average", "clean"):
             raise unknown("running_statistics", running_statistics, ("average", "clean"))
-        self.num_perturbations = num_perturbations
+        self.num_perturbations = whole("num_perturbations", num_perturbations)
         self.two_point = two_point
         self.signs = signs
-        self.clean_weight = clean_weight
+        self.clean_weight = between("clean_weight", clean_weight, 0, 1)
         self.noise = Noise.named(noise)
+        self.scale = Scale.named(scale)
+        self.vectors = vectors
         self.noise_per_rank = noise_per_rank
         self.running_statistics = running_statistics
 
@@ -179,39 +173,40 @@ class NSO(Perturbed):
         rank = turn.rank if self.noise_per_rank else 0
         if self.signs == "alternate":
             period, sign = turn.step // 2, 1 - 2 * (turn.step % 2)
-            draws = [self._draw(period, j, rank, sign) for j in range(k)]
+            draws = [self._to(period, j, rank, sign) for j in range(k)]
             return [Pass(noisy / k, draw) for draw in draws]
         if self.signs == "split" and turn.samples is None:
             # Ranks 2r and 2r + 1 share U and start with opposite signs.
             j, sign = turn.micro_batch // 2 % k, 1 - 2 * ((turn.micro_batch + turn.rank) % 2)
-            return [Pass(noisy, self._draw(turn.step, j, rank // 2, sign))]
+            return [Pass(noisy, self._to(turn.step, j, rank // 2, sign))]
         if self.signs == "split" and turn.samples is not None:
             pairs = min(k, turn.samples // 2)
             if not pairs:
-                return [Pass(noisy, self._draw(turn.step, 0, rank, 1))]
+                return [Pass(noisy, self._to(turn.step, 0, rank, 1))]
             parts = 2 * pairs
             return [
                 Pass(noisy, move, (2 * j + half, parts))
                 for j in range(pairs)
-                for half, move in enumerate((self._draw(turn.step, j, rank, 1), Weights.reflect))
+                for half, move in enumerate((self._to(turn.step, j, rank, 1), Weights.reflect))
             ]
-        draws = [self._draw(turn.step, j, rank, 1) for j in range(k)]
+        draws = [self._to(turn.step, j, rank, 1) for j in range(k)]
         if not self.two_point:
             return [Pass(noisy / k, draw) for draw in draws]
         half = noisy / (2 * k)
         return [Pass(half, move) for draw in draws for move in (draw, Weights.reflect)]
 
-    def _draw(self, step: int, j: int, rank: int, sign: int) -> Move:
+    def _to(self, step: int, j: int, rank: int, sign: int) -> Move:
         """The move to W + sign * U_j."""
         return partial(self._displace, counters=(step, j, rank), sign=sign)
 
     def _displace(self, weights: Weights, counters: tuple[int, ...], sign: int) -> None:
-        def offsets() -> Iterator[Tensor]:
+        def offsets() -> Iterator[Tensor | None]:
             for slot in weights.slots:
-                generator = self._stream.generator(slot.tensor.device, slot.tensor_id, *counters)
-                dtype = torch.promote_types(slot.tensor.dtype, torch.float32)
-                z = torch.empty(slot.tensor.shape, dtype=dtype, device=slot.tensor.device)
-                yield self.noise.sample(z, generator).mul_(sign * slot.strength)
+                if slot.tensor.dim() <= 1 and not self.vectors:
+                    yield None
+                else:
+                    z = self._draw(slot, self.noise, *counters)
+                    yield self.scale.apply(z, slot.tensor).mul_(sign * slot.strength)
 
         weights.displace(offsets())
 

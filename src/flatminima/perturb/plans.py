@@ -23,12 +23,17 @@ class Pass:
         share: The part of the batch that the pass works on.
         backward: False where the forward pass alone is wanted (it sets BatchNorm's statistics); a
             backward does no harm, its gradient is dropped.
+        after: Looks at the pass's own gradient in `.grad`, and may change it before it counts.
+        sync: Whether processes must agree on the gradient although the pass is not the last:
+            where it ends up in what counts, and does not only point the way.
     """
 
     weight: float = 1.0
     move: Move | None = None
     share: Share = WHOLE
     backward: bool = True
+    after: Move | None = None
+    sync: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Turn:
     """What a plan may depend on.
 
     Attributes:
-        step: Steps taken so far.
+        step: Steps so far at which weights moved: all, unless `interval` is above 1.
         micro_batch: Calls of `passes()` since the last step.
         rank: This process's rank, 0 without torch.distributed.
         samples: Samples in the batch, where `passes(batch)` was given it to cut; else None.

@@ -1,25 +1,26 @@
-"""Sharpness-Aware Minimization."""
+"""Sharpness-Aware Minimization, and its un-normalized form."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Unpack
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from flatminima.perturb.cards import Card, register
-from flatminima.perturb.engine import Perturbed
+from flatminima.perturb.engine import Options, Perturbed
 from flatminima.perturb.plans import Pass, Turn
-from flatminima.perturb.schedules import Schedule
-from flatminima.perturb.weights import Weights, global_norm
+from flatminima.perturb.weights import Slot, Weights, global_norm
+
+EPSILON = 1e-12
 
 
 @register()
 class SAM(Perturbed):
     """The gradient at the (first-order) worst point of a ball of radius rho around W.
 
-        g = grad f(W + e),    e = rho * grad f(W) / (||grad f(W)||_2 + 1e-12)
+        G = g(W + e),    e = rho * g(W) / (||g(W)||_2 + 1e-12)
 
     with the norm over all weights that move. Both passes use one batch. Each process climbs along
     the gradient of its own samples (with `passes()` called per micro-batch: of each micro-batch),
@@ -33,10 +34,7 @@ class SAM(Perturbed):
     Args:
         base: The optimizer that takes the steps.
         rho: Radius of the ball, in units of the weights; groups may carry their own "rho".
-        schedule: Factor on rho at a step.
-        share_masks: Whether both passes draw the same dropout masks. With masks of its own in each
-            pass, rho = 0 would not be plain training.
-        model: See `Perturbed`.
+        **engine: `schedule`, `interval`, `share_masks`, `model`; see `Perturbed`.
     """
 
     card = Card(
@@ -51,37 +49,63 @@ class SAM(Perturbed):
     )
     strength_name = "rho"
 
-    def __init__(
-        self,
-        base: Optimizer,
-        *,
-        rho: float,
-        schedule: Schedule | None = None,
-        share_masks: bool = True,
-        model: nn.Module | None = None,
-    ) -> None:
-        super().__init__(
-            base, strength=rho, schedule=schedule, share_masks=share_masks, model=model
-        )
+    def __init__(self, base: Optimizer, *, rho: float, **engine: Unpack[Options]) -> None:
+        super().__init__(base, strength=rho, **engine)
 
     def plan(self, turn: Turn) -> list[Pass]:
         """At W, whose gradient only points uphill; then at W + e, whose gradient counts."""
-        return [Pass(weight=0.0), Pass(move=_ascend)]
+        return [Pass(weight=0.0), Pass(move=self.climb)]
+
+    def climb(self, weights: Weights) -> None:
+        """Move from W to W + e."""
+        weights.displace(self.ascent(weights.slots))
+
+    def ascent(self, slots: Sequence[Slot]) -> Iterable[Tensor | None]:
+        """e for each parameter, from its gradient at W; None where there is no gradient."""
+        return normalized(slots, [slot.gradient for slot in slots])
 
 
-def _ascend(weights: Weights) -> None:
-    gradients = [slot.tensor.grad for slot in weights.slots]
-    present = [gradient for gradient in gradients if gradient is not None]
-    if not present:
-        return
-    norm = global_norm(present) + 1e-12
+@register()
+class USAM(SAM):
+    """SAM without the normalization.
 
-    def ascent() -> Iterator[Tensor | None]:
-        for slot, gradient in zip(weights.slots, gradients, strict=True):
-            if gradient is None:
-                yield None
-            else:
-                wide = gradient.to(torch.promote_types(gradient.dtype, norm.dtype))
-                yield wide * (slot.strength / norm.to(gradient.device))
+        G = g(W + rho g(W))
 
-    weights.displace(ascent())
+    The step up grows with the gradient, so it vanishes at a minimum, and a good rho is another than
+    SAM's. With a `GradScaler` give it as `scaler=`, or the step up is scaled too.
+
+    Cost: as SAM.
+
+    Source: Andriushchenko, Flammarion, "Towards Understanding Sharpness-Aware Minimization", 2022,
+    arXiv 2206.06232.
+    """
+
+    card = Card(
+        name="usam",
+        title="Un-normalized SAM",
+        equation="g(W + rho g(W))",
+        gradients="2",
+        buffers="1",
+        strength="rho",
+        suggested="rho 0.05 to 0.5",
+        source="Andriushchenko, Flammarion, 2022, arXiv 2206.06232",
+    )
+
+    def ascent(self, slots: Sequence[Slot]) -> Iterator[Tensor | None]:
+        """rho g."""
+        for slot in slots:
+            gradient = slot.gradient
+            yield None if gradient is None else gradient * slot.strength
+
+
+def normalized(
+    slots: Sequence[Slot], directions: Sequence[Tensor | None]
+) -> Iterator[Tensor | None]:
+    """strength * d / (||d|| + 1e-12) for each parameter, the norm over all of them together."""
+    present = [direction for direction in directions if direction is not None]
+    norm = global_norm(present) + EPSILON if present else None
+    for slot, direction in zip(slots, directions, strict=True):
+        if direction is None or norm is None:
+            yield None
+        else:
+            yield direction * (slot.strength / norm.to(direction.device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,11 +18,30 @@ class Slot:
         tensor: The parameter, moved in place.
         strength: Its group's sigma or rho at this step, never 0.
         tensor_id: Addresses its noise stream.
+        gradient_scale: What a `GradScaler` multiplied the loss by, where the optimizer knows it.
+        memory: What the method remembers of it from step to step, by name. A move replaces tensors
+            in it and never writes into them: they count only once the step is taken.
     """
 
     tensor: Tensor
     strength: float
     tensor_id: int
+    gradient_scale: float = 1.0
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """The gradient of the pass that ran last, unscaled, float32 at least."""
+        gradient = self.tensor.grad
+        if gradient is None:
+            return None
+        gradient = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
+        return gradient if self.gradient_scale == 1 else gradient / self.gradient_scale
+
+    def replace_gradient(self, gradient: Tensor) -> None:
+        """Let a gradient like `gradient` count instead, scaled as the one that was there."""
+        assert self.tensor.grad is not None
+        self.tensor.grad = (gradient * self.gradient_scale).to(self.tensor.grad.dtype)
 
 
 class Weights:
@@ -185,3 +204,11 @@ def global_norm(tensors: list[Tensor]) -> Tensor:
     ]
     total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
     return total
+
+
+@torch.no_grad()
+def inner_product(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
+    """The real inner product of two lists of tensors, float32 at least, on the first's device."""
+    # Elementwise, since an autocast region around the passes would do a dot product in 16 bits.
+    products = [(a * b.conj()).real.sum() for a, b in zip(ours, theirs, strict=True)]
+    return torch.stack([product.to(products[0]) for product in products]).sum()

@@ -6,12 +6,12 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatminima.errors import InputError
 from flatminima.perturb.cards import Card
-from flatminima.perturb.noise import Stream, tensor_ids
+from flatminima.perturb.noise import Noise, Stream, tensor_ids
 from flatminima.perturb.schedules import Schedule, constant, describe
 from flatminima.perturb.weights import Slot
 
@@ -28,6 +28,7 @@ class Wrapper(Optimizer):
         schedule: Factor on all strengths at a step.
         seed: Names the noise; default: torch's initial seed.
         model: Its parameters' names address the noise, where it is given.
+        scaler: The gradient scaler, for methods to which the size of the gradient matters.
 
     Raises:
         InputError: a strength that is negative or not finite, nothing to train, or a base optimizer
@@ -45,6 +46,7 @@ class Wrapper(Optimizer):
         schedule: Schedule | None = None,
         seed: int | None = None,
         model: nn.Module | None = None,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         _check_base(base)
         self.base = base
@@ -56,9 +58,12 @@ class Wrapper(Optimizer):
             )
         self.schedule = schedule or constant()
         self.model = model
+        self.scaler = scaler
         self._default_strength = strength
         self._stream = Stream(torch.initial_seed() if seed is None else seed)
         self._steps = 0
+        self._memory: list[dict[str, Tensor]] = []
+        self._staged: list[dict[str, Tensor]] | None = None
         for group in self.param_groups:
             self._adopt(group)
         self._tensor_ids = self._name_tensors()
@@ -75,15 +80,32 @@ class Wrapper(Optimizer):
         return _checked(f"the schedule's {self.strength_name}", own * factor)
 
     def _slots(self) -> list[Slot]:
-        """The parameters that may be moved at this step."""
-        ids = iter(self._tensor_ids)
-        return [
-            slot
+        """The parameters that may be moved at this step, each with a draft of its memory."""
+        parameters = [
+            (parameter, strength)
             for group in self.param_groups
             for strength in [self.strength(group)]
-            for slot in [Slot(p, strength, next(ids)) for p in group["params"]]
-            if strength and slot.tensor.requires_grad
+            for parameter in group["params"]
         ]
+        known = self._memory if self._staged is None else self._staged
+        blank: list[dict[str, Tensor]] = [{}] * (len(parameters) - len(known))
+        scale = 1.0 if self.scaler is None else self.scaler.get_scale()
+        self._draft = [dict(memory) for memory in (*known, *blank)]
+        return [
+            Slot(parameter, strength, tensor_id, scale, memory)
+            for (parameter, strength), tensor_id, memory in zip(
+                parameters, self._tensor_ids, self._draft, strict=True
+            )
+            if strength and parameter.requires_grad
+        ]
+
+    def _draw(self, slot: Slot, noise: Noise, *counters: int) -> Tensor:
+        """Unit-variance noise for one parameter, float32 at least, at an address."""
+        dtype = torch.promote_types(slot.tensor.dtype, torch.float32)
+        z = torch.empty(slot.tensor.shape, dtype=dtype, device=slot.tensor.device)
+        return noise.sample(
+            z, self._stream.generator(slot.tensor.device, slot.tensor_id, *counters)
+        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; it may carry its own sigma or rho."""
@@ -92,13 +114,14 @@ class Wrapper(Optimizer):
         self._tensor_ids = self._name_tensors()
 
     def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state, and under "perturb" the step, schedule and noise stream."""
+        """The base optimizer's state; under "perturb" the step, schedule, noise and memory."""
         state = self.base.state_dict()
         state["perturb"] = {
             "method": self.card.name,
             "step": self._steps,
             "seed": self._stream.seed,
             "schedule": describe(self.schedule),
+            "memory": self._memory,
         }
         return state
 
@@ -121,6 +144,12 @@ class Wrapper(Optimizer):
         if own is not None:
             self._steps = own["step"]
             self._stream = Stream(own["seed"])
+            parameters = [p for group in self.param_groups for p in group["params"]]
+            self._memory = [
+                {name: tensor.to(p.device, copy=True) for name, tensor in memory.items()}
+                for memory, p in zip(own["memory"], parameters, strict=False)
+            ]
+        self._staged = None
 
     def _adopt(self, group: dict[str, Any]) -> None:
         """Give a group its strength, if it has none of its own."""
@@ -215,4 +244,29 @@ def _checked(name: str, value: Any) -> float:
         raise InputError(f"{name} must be a number, not {value!r}")
     if not math.isfinite(value) or value < 0:
         raise InputError(f"{name} must be finite and at least 0, not {value!r}")
+    return float(value)
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """An option that counts something.
+
+    Raises:
+        InputError: it is no integer or less than `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"{name} must be an integer, not {value!r}")
+    if value < least:
+        raise InputError(f"{name} must be at least {least}, not {value}")
+    return value
+
+
+def between(name: str, value: Any, low: float, high: float) -> float:
+    """An option that lies in a range.
+
+    Raises:
+        InputError: it is no number or outside.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        bound = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
+        raise InputError(f"{name} must be a number {bound}, not {value!r}")
     return float(value)

@@ -11,7 +11,7 @@ from flatminima.files import write_json, write_text
 from flatminima.study.jobs import Job, Outcome, run_jobs
 from flatminima.study.summary import summarize
 from flatminima.study.table import markdown_table
-from flatminima.training.recipe import Recipe, with_method
+from flatminima.training.recipe import Recipe
 
 
 def compare(
@@ -55,7 +55,7 @@ def compare(
         Job(
             name=f"{method}, seed {seed}",
             directory=out / _folder(method) / f"seed-{seed}",
-            payload=with_method(recipe.but(seed=seed), method).flat(),
+            payload=recipe.but(seed=seed, perturb=method).flat(),
         )
         for method, seed in keys
     ]

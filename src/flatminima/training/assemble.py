@@ -21,7 +21,7 @@ from flatminima.training.data.progress import Progress, silent
 from flatminima.training.directory import RunDirectory
 from flatminima.training.logs import Log
 from flatminima.training.pretrain import pretrain
-from flatminima.training.recipe import OptimizerSpec, Recipe
+from flatminima.training.recipe import OptimizerSpec, Recipe, parse_method
 from flatminima.training.threads import fitting_threads
 
 
@@ -115,7 +115,7 @@ def _perturbed(
         InputError: the recipe sets an option that the method does not have.
     """
     spec = recipe.perturb
-    name = spec.perturb
+    name, own = parse_method(spec.perturb)
     strength = card(name).strength
     takes = options(name)
     given: dict[str, Any] = {}
@@ -126,16 +126,35 @@ def _perturbed(
         elif value != default:
             raise InputError(f"{name!r} has no option --{option.replace('_', '-')}: leave it out")
     if strength:
-        size = getattr(spec, strength)
+        size = own.get(strength, getattr(spec, strength))
         given |= {strength: size, "seed": recipe.loop.seed} if "seed" in takes else {strength: size}
         given["schedule"] = {
             "constant": schedules.constant(),
             "linear": schedules.linear(total_steps, every=steps_per_epoch),
             "exponential": schedules.exponential(
-                total_steps, every=steps_per_epoch, start=min(1.0, 1e-5 / max(size, 1e-5))
+                total_steps, every=steps_per_epoch, start=_exponential_start(size)
             ),
         }[spec.strength_schedule]
-    return make(name, base, **given)
+    return make(name, base, **{**given, **own})
+
+
+def check_method(asked: str) -> None:
+    """Find what is wrong with a method and its options before anything is run.
+
+    Raises:
+        InputError: no such method or option, or a value out of its range.
+    """
+    name, own = parse_method(asked)
+    strength = card(name).strength
+    default = {strength: 0.1} if strength else {}
+    weight = torch.nn.Parameter(torch.zeros(1))
+    make(name, torch.optim.SGD([weight], lr=1.0), **{**default, **own})
+
+
+def _exponential_start(strength: Any) -> float:
+    """The factor that starts at 1e-5, as the released code of the NSO paper does."""
+    known = isinstance(strength, (int, float)) and strength > 1e-5
+    return 1e-5 / strength if known else 1.0
 
 
 def _base_optimizer(model: torch.nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:

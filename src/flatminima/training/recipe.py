@@ -42,7 +42,11 @@ class ModelSpec:
 class PerturbSpec:
     """Where the gradient is taken."""
 
-    perturb: str = _option("plain", "method; see `flatminima methods`")
+    perturb: str = _option(
+        "plain",
+        "method, see `flatminima methods`; its own options may follow it, as in "
+        "nso:sigma=0.1:interval=2",
+    )
     sigma: float | None = _option(
         None, "standard deviation of the noise (default: 0.1 for mlp and cnn, else 0.01)"
     )
@@ -228,23 +232,23 @@ def option_types() -> dict[str, tuple[str, Any]]:
     }
 
 
-def with_method(recipe: Recipe, asked: str) -> Recipe:
-    """The recipe with a method as the command line has it: `nso`, `nso:sigma=0.1:noise=laplace`.
+def parse_method(asked: str) -> tuple[str, dict[str, Any]]:
+    """A method as users write it, with options: `nso`, `nso:sigma=0.1:noise=laplace`.
+
+    Returns:
+        Its name, and its options as numbers, truth values or words.
 
     Raises:
-        InputError: an option that is no field of the recipe's perturb section.
+        InputError: a setting without "=".
     """
     name, *settings = asked.split(":")
-    known = [f.name for f in fields(PerturbSpec) if f.name != "perturb"]
-    changes: dict[str, Any] = {"perturb": name}
+    chosen: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
             raise InputError(f"{asked!r}: write options as name:option=value, not {setting!r}")
-        if key not in known:
-            raise unknown(f"option in {asked!r}", key, known)
-        changes[key] = value
-    return recipe.but(**changes)
+        chosen[key] = _literal(value)
+    return name, chosen
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -298,6 +302,17 @@ def _cast(name: str, value: Any, kind: Any) -> Any:
                 what = "a whole number" if number is int else "a number"
                 raise InputError(f"{flag(name)} is {value!r}: give {what}") from None
     return str(value)
+
+
+def _literal(word: str) -> Any:
+    if word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    for number in (int, float):
+        try:
+            return number(word)
+        except ValueError:
+            continue
+    return word
 
 
 def _check_choices(section: Any) -> None:
