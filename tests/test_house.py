@@ -19,12 +19,13 @@ CORE = {"perturb", "objectives", "reparam", "optim", "measure"}
 MAY_KNOW = {
     "errors": set(),
     "files": {"errors"},
+    "progress": set(),
     "perturb": {"errors"},
     "objectives": {"errors"},
-    "measure": {"errors", "objectives", "perturb"},
-    "training": {"errors", "files", *CORE},
-    "study": {"errors", "files", "training"},
-    "cli": {"errors", "files", "training", "study", "flatminima", *CORE},
+    "measure": {"errors", "progress", "objectives", "perturb"},
+    "training": {"errors", "files", "progress", *CORE},
+    "study": {"errors", "files", "progress", "training"},
+    "cli": {"errors", "files", "progress", "training", "study", "flatminima", *CORE},
     "__main__": {"cli"},
     "flatminima": {"errors", *CORE},
 }
@@ -75,7 +76,7 @@ def test_a_room_imports_only_the_rooms_it_may_know(path):
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_the_core_needs_torch_and_numpy_only(path):
-    if room(path) not in CORE | {"errors", "files", "flatminima"}:
+    if room(path) not in CORE | {"errors", "files", "progress", "flatminima"}:
         return
     outside = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
     assert outside <= {"torch", "numpy", "flatminima"}

@@ -78,16 +78,28 @@ __all__ = [
     "top_eigenvalues",
 ]
 
-_HOMES = ("flatminima.perturb", "flatminima.measure", "flatminima.objectives", "flatminima.errors")
+_HOMES = {
+    "flatminima.errors": {"InputError"},
+    "flatminima.measure": {
+        "CurvatureReport",
+        "Estimate",
+        "Hessian",
+        "curvature",
+        "hessian_trace",
+        "perturbation_gap",
+        "top_eigenvalues",
+    },
+    "flatminima.objectives": {"Supervised"},
+}
+"""Where a public name lives; in `flatminima.perturb` if it is not here."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for home in _HOMES:
-            module = importlib.import_module(home)
-            if hasattr(module, name):
-                return getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((home for home, names in _HOMES.items() if name in names), "flatminima.perturb")
+    value = globals()[name] = getattr(importlib.import_module(home), name)
+    return value
 
 
 def __dir__() -> list[str]:

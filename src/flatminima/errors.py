@@ -11,6 +11,9 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
+MOST_LISTED = 20
+"""Known names that an error lists beside a suggestion."""
+
 
 class InputError(ValueError):
     """Something given by the user cannot work; the message names it and says the mend."""
@@ -27,7 +30,8 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     names = sorted(known)
     nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return InputError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}")
+    listed = f"known are {', '.join(names)}" if len(names) <= MOST_LISTED or not nearest else ""
+    return InputError(f"unknown {kind} {name!r}: {hint}{listed}".rstrip())
 
 
 def require(module: str, extra: str) -> ModuleType:

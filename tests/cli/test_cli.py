@@ -5,11 +5,13 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from flatminima.cli import main
 
+DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
 RUN = ["--epochs", "2", "--no-pretrain", "--probes", "3", "--draws", "3"]
 
 
@@ -78,7 +80,7 @@ def test_compare(tmp_path, capsys):
 def test_a_failed_run_is_reported_and_the_others_finish(tmp_path, capsys):
     arguments = ["compare", "--perturb", "plain,nso:sigma=1e9", "--seeds", "2", *RUN]
     code, _, errors = run(capsys, *arguments, "--out", tmp_path / "b")
-    assert code == 0
+    assert code == 1
     assert "failed: nso:sigma=1e9, seed 0" in errors
     results = json.loads((tmp_path / "b/results.json").read_text())
     assert [f["method"] for f in results["failed"]] == ["nso:sigma=1e9"] * 2
@@ -148,6 +150,15 @@ BAD = [
     (["finetune", "--lr", "fast"], "--lr is 'fast': give a number"),
     (["finetune", "--lr", "1e9", "--no-pretrain"], "at step"),
     (["compare", "--perturb", "plain,nos"], "did you mean 'nso'"),
+    (["compare", "--perturb", ""], "names no method"),
+    (["compare", "--perturb", "plain,nso:noise=lapalce"], "did you mean 'laplace'"),
+    (["compare", "--data", "digitz"], "did you mean 'digits'"),
+    (["compare", "--keep", "best"], "--validation-fraction"),
+    (["finetune", "--seed", "1e30"], "--seed is"),
+    (["finetune", "--lr", "1e39"], "--lr is"),
+    (["finetune", "--max-grad-norm", "0"], "--max-grad-norm is 0.0"),
+    (["finetune", "--model", "./nomodel", "--data", "pydocs"], "no such model folder"),
+    (["finetune", "--recipe", str(DEMO)], "'seeds' is for `flatminima compare`"),
     (["compare", "--perturb", "plain,plain"], "names a method twice"),
     (["compare", "--seeds", "0"], "--seeds is 0"),
     (["compare", "--seeds", "few"], "--seeds is 'few'"),
@@ -212,6 +223,44 @@ def test_a_study_in_a_directory_of_another_study(tmp_path, capsys):
     code, _, errors = run(capsys, *arguments, "--lr", "0.01", "--out", tmp_path / "b")
     assert code == 2
     assert str(tmp_path / "b") in errors
+
+
+def test_runs_and_studies_do_not_overwrite_each_other(tmp_path, capsys):
+    run(capsys, "finetune", *RUN, "--no-measure", "--out", tmp_path / "run")
+    study = ["compare", "--perturb", "plain,nso", "--seeds", "2", *RUN, "--no-measure"]
+    run(capsys, *study, "--out", tmp_path / "study")
+    kept = {
+        path: path.read_bytes()
+        for path in (tmp_path / "run/results.json", tmp_path / "study/results.json")
+    }
+    for arguments, words in (
+        ([*study, "--out", tmp_path / "run"], "holds a run"),
+        (["finetune", *RUN, "--out", tmp_path / "study"], "holds a study"),
+        ([*study[:2], "nso", *study[3:], "--out", tmp_path / "study"], "that has plain too"),
+        ([*study[:4], "1", *study[5:], "--out", tmp_path / "study"], "that has seed 1 too"),
+        ([*study, "--lr", "0.2", "--out", tmp_path / "study"], "with another lr"),
+    ):
+        code, _, errors = run(capsys, *arguments)
+        assert code == 2
+        assert words in errors
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    more = [*study[:2], "plain,nso,sam", *study[3:], "--out", tmp_path / "study"]
+    assert run(capsys, *more)[0] == 0
+
+
+def test_an_option_for_all_is_left_out_where_a_method_lacks_it(tmp_path, capsys):
+    arguments = ["--noise", "laplace", "--seeds", "1", *RUN, "--no-measure"]
+    code, _, errors = run(
+        capsys, "compare", "--perturb", "plain,nso", *arguments, "--out", tmp_path / "a"
+    )
+    assert (code, errors) == (0, "")
+    assert "noise: laplace" in (tmp_path / "a/nso/seed-0/recipe.yaml").read_text()
+    code, _, errors = run(
+        capsys, "compare", "--perturb", "plain,sam", *arguments, "--out", tmp_path / "b"
+    )
+    assert code == 2
+    assert "none of plain, sam has an option --noise" in errors
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

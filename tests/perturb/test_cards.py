@@ -51,7 +51,7 @@ def test_make_applies_the_preset():
     ("name", "given", "message"),
     [
         ("nos", {}, "unknown method 'nos': did you mean 'nso'"),
-        ("nso", {}, "'nso' needs sigma: sigma 0.008"),
+        ("nso", {}, "'nso' needs sigma; start with sigma 0.008"),
         ("sam", {"sigma": 0.1}, "unknown option of 'sam' 'sigma'"),
         ("nso", {"sigma": 0.1, "num_perturbation": 2}, "did you mean 'num_perturbations'"),
         ("nso-one-pass", {"sigma": 0.1, "signs": "paired"}, "unknown option"),

@@ -417,3 +417,42 @@ def test_the_whole_loop_may_run_where_gradients_are_off(method):
                 cross_entropy(model(x), y).backward()
         optimizer.step()
     assert optimizer.steps == 1
+
+
+def test_zeroing_after_backward_inside_the_loop_is_refused():
+    model, (x, y) = smooth(), batch(dtype=DOUBLE)
+    optimizer = NSO(sgd(model.parameters()), sigma=0.1)
+    passes = optimizer.passes()
+    next(passes)
+    cross_entropy(model(x), y).backward()
+    with pytest.raises(RuntimeError, match="emptied or replaced"):
+        optimizer.zero_grad()
+    passes.close()
+
+
+def test_batches_that_do_not_fit_each_other_or_are_empty_are_refused():
+    model = smooth()
+    optimizer = NSO(sgd(model.parameters()), sigma=0.1, signs="split")
+    with pytest.raises(InputError, match=r"tensors of \[4, 5\] samples"):
+        next(optimizer.passes(torch.zeros(5, 4), torch.zeros(4)))
+    with pytest.raises(InputError, match="empty batch"):
+        next(optimizer.passes(torch.zeros(0, 4)))
+
+
+@pytest.mark.parametrize(
+    "other", [{"num_perturbations": 2}, {"noise": "laplace"}, {"signs": "split"}]
+)
+def test_a_state_saved_with_other_options_is_refused(other):
+    saved = NSO(sgd(smooth().parameters()), sigma=0.1).state_dict()
+    (option,) = other
+    with pytest.raises(InputError, match=f"saved with {option}"):
+        NSO(sgd(smooth().parameters()), sigma=0.1, **other).load_state_dict(saved)
+
+
+def test_numpy_numbers_are_numbers():
+    numpy = pytest.importorskip("numpy")
+    optimizer = NSO(
+        sgd(smooth().parameters()), sigma=numpy.float32(0.5), num_perturbations=numpy.int64(2)
+    )
+    assert optimizer.strength(optimizer.param_groups[0]) == 0.5
+    assert optimizer.gradients_per_step() == 4

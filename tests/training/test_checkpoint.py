@@ -1,5 +1,7 @@
 import errno
 import json
+import resource
+import signal
 
 import pytest
 import torch
@@ -43,7 +45,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_previous_one_used(folder, file,
         path.write_bytes(content[: len(content) // 2])
     elif file == "state.json":
         state = json.loads(content)
-        state["sha256"]["optimizer.pt"] = "0" * 64
+        state["progress"]["step"] = 7
         path.write_text(json.dumps(state))
     else:
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -96,3 +98,24 @@ def test_tied_weights_and_companions(tmp_path):
     found = checkpoint.read(tmp_path / "best")
     assert (found.folder / "config.json").is_file()
     found.load_model(model)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "5", '{"progress": {}}'])
+def test_a_state_file_of_something_else_is_no_checkpoint(folder, content):
+    (folder / "last/state.json").write_text(content)
+    assert checkpoint.find(folder).state["step"] == 1
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_no_rubbish(folder):
+    # The limit makes every writer fail as a full disk does, each with an error of its own type.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+    try:
+        with pytest.raises(InputError, match="cannot write the checkpoint"):
+            checkpoint.save(folder / "last", network(3, width=50), {"step": 3}, {"step": 3})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert checkpoint.find(folder).state["step"] == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["last", "previous"]

@@ -114,7 +114,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     assert process.returncode == 130
     assert f"flatminima finetune --resume {out}" in errors
     assert "Traceback" not in errors
-    stopped_at = json.loads((out / "checkpoints/last/state.json").read_text())["step"]
+    stopped_at = json.loads((out / "checkpoints/last/state.json").read_text())["progress"]["step"]
     assert lines(out)[-1]["step"] == stopped_at
 
 
@@ -180,7 +180,7 @@ def test_best_and_early_stopping(tmp_path):
     assert results["stopped_early"]
     assert len(accuracies) < 60
     assert max(accuracies) == accuracies[-3] > max(accuracies[-2:]) - 1e-12
-    best = json.loads((tmp_path / "a/checkpoints/best/state.json").read_text())
+    best = json.loads((tmp_path / "a/checkpoints/best/state.json").read_text())["progress"]
     assert best["best_accuracy"] == max(accuracies)
     assert not (tmp_path / "a/checkpoints/best/optimizer.pt").exists()
 
@@ -290,3 +290,127 @@ def test_pretraining_is_cached_and_the_cache_may_be_damaged(tmp_path, monkeypatc
     finetune(recipe(**values), tmp_path / "c")
     assert_same_bits(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert_same_bits(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "exponential"])
+def test_equal_gradients_whatever_the_schedule_of_sigma(tmp_path, schedule):
+    values = {"perturb": "nso", "equal": "gradients", "epochs": 4, "strength_schedule": schedule}
+    results = finetune(recipe(**values), tmp_path / "a")
+    assert results["steps"] == 14
+    # A linear sigma is 0 in the first epoch, whose steps then cost one gradient.
+    assert results["metrics"]["gradients"] == (21 if schedule == "linear" else 28)
+    state = torch.load(tmp_path / "a/checkpoints/last/optimizer.pt", weights_only=True)
+    if schedule != "constant":
+        assert state["optimizer"]["perturb"]["schedule"]["total"] == 14
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"perturb": "nsso"},
+        {"keep": "best"},
+        {"perturb": "nso", "noise": "gauss"},
+        {"perturb": "sam:eta=1"},
+        {"data": "digitz"},
+        {"model": "mlpp"},
+    ],
+)
+def test_bad_input_does_not_take_the_directory(tmp_path, values):
+    with pytest.raises(InputError):
+        finetune(recipe(**values), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_run_that_blew_up_goes_on_with_a_lower_learning_rate(tmp_path):
+    with pytest.raises(loop.NonFinite, match="--resume"):
+        finetune(recipe(lr=1e20, epochs=2), tmp_path / "a")
+    results = resume(tmp_path / "a", changes={"lr": 0.05}, say=lambda text: None)
+    assert results["steps"] == 14
+    assert all(torch.isfinite(v).all() for v in weights(tmp_path / "a").values())
+    rates = [record["lr"] for record in lines(tmp_path / "a") if "loss" in record]
+    assert rates[0] == pytest.approx(0.05)
+    assert "lr: 0.05" in (tmp_path / "a/recipe.yaml").read_text()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    step = loop._timed_step
+
+    def ruin(run, state, *rest):
+        step(run, state, *rest)
+        if state.step == 14:
+            run.parameters[0].data.fill_(torch.inf)
+
+    monkeypatch.setattr(loop, "_timed_step", ruin)
+    with pytest.raises(loop.NonFinite, match="after step 14 weights are not finite"):
+        finetune(recipe(), tmp_path / "a")
+    assert all(torch.isfinite(v).all() for v in weights(tmp_path / "a").values())
+
+
+def test_skipping_a_step_leaves_the_batchnorm_statistics_too(tmp_path):
+    values = {**NOISY_CNN, "perturb": "nso:sigma=1e25", "on_nan": "skip", "epochs": 1}
+    finetune(Recipe.from_flat(values), tmp_path / "a")
+    assert all(torch.isfinite(v.float()).all() for v in weights(tmp_path / "a").values())
+
+
+def test_a_run_killed_in_its_first_save_starts_over(tmp_path):
+    finetune(recipe(), tmp_path / "a")
+    finetune(recipe(), tmp_path / "b")
+    (tmp_path / "b/results.json").unlink()
+    for name in ("last", "previous"):
+        (tmp_path / "b/checkpoints" / name).rename(tmp_path / "b/checkpoints" / f".{name}.99")
+    resume(tmp_path / "b", say=lambda text: None)
+    assert_same_bits(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    names = sorted(path.name for path in (tmp_path / "b/checkpoints").iterdir())
+    assert "last" in names
+    assert ".last.99" not in names
+
+
+def test_a_damaged_checkpoint_never_becomes_the_one_to_fall_back_on(tmp_path):
+    finetune(recipe(), tmp_path / "a")
+    (tmp_path / "a/results.json").unlink()
+    path = tmp_path / "a/checkpoints/last/model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    resume(tmp_path / "a", say=lambda text: None)
+    from flatminima.training import checkpoint
+
+    for name in ("last", "previous"):
+        checkpoint.read(tmp_path / "a/checkpoints" / name)
+    assert (tmp_path / "a/checkpoints/damaged").is_dir()
+
+
+def test_a_damaged_best_checkpoint_is_said_and_the_last_one_taken(tmp_path, monkeypatch):
+    values = {"validation_fraction": 0.3, "keep": "best", "epochs": 2}
+    said = []
+    train = loop.train
+
+    def and_damage(run, *rest):
+        state = train(run, *rest)
+        (tmp_path / "a/checkpoints/best/model.safetensors").write_bytes(b"")
+        return state
+
+    monkeypatch.setattr(loop, "train", and_damage)
+    finetune(recipe(**values), tmp_path / "a", say=said.append)
+    assert "best" in said[0]
+    assert "using" in said[0]
+
+
+def test_data_that_changed_are_refused_on_resume_wherever_it_is_from(tmp_path, monkeypatch):
+    rows = [f"{i % 7},{i % 5},{i % 2}" for i in range(60)]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["a,b,label", *rows]))
+    monkeypatch.chdir(tmp_path)
+    values = {"data": "table.csv", "model": "mlp"}
+    finetune(recipe(**values), tmp_path / "a")
+    (tmp_path / "a/results.json").unlink()
+    monkeypatch.chdir("/")
+    resume(tmp_path / "a", say=lambda text: None)
+    (tmp_path / "a/results.json").unlink()
+    table.write_text("\n".join(["a,b,label", *rows[:50]]))
+    with pytest.raises(InputError, match=r"the data of .* changed since the run began"):
+        resume(tmp_path / "a")
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FLATMINIMA_CACHE", str(tmp_path / "file" / "cache"))
+    assert finetune(recipe(pretrain=True, epochs=1), tmp_path / "a")["steps"] == 7

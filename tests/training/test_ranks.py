@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,14 @@ loop.save = save
 run.finetune(Recipe.from_flat(json.loads(sys.argv[2])), Path(sys.argv[1]))
 """
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run_ranks(*arguments):
+    command = [*TORCHRUN, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240)
+
 
 @pytest.fixture
 def two_ranks(tmp_path):
@@ -40,11 +50,8 @@ def two_ranks(tmp_path):
         script = tmp_path / "every_rank_saves.py"
         script.write_text(EVERY_RANK_SAVES)
         out = tmp_path / f"two-{method}"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc_per_node", "2", str(script), str(out)]
-        command += [json.dumps({**VALUES, "perturb": method})]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+        values = json.dumps({**VALUES, "perturb": method})
+        done = run_ranks(str(script), str(out), values)
         assert done.returncode == 0, done.stderr[-2000:]
         return [load_file(Path(out) / f"rank-{rank}" / "model.safetensors") for rank in (0, 1)]
 
@@ -65,3 +72,39 @@ def test_plain_equals_one_process(tmp_path, two_ranks):
 def test_ranks_stay_identical(two_ranks, method):
     first, second = two_ranks(method)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_ranks_agree_on_when_to_stop_early(tmp_path):
+    # BatchNorm statistics are each process's own, so their validation scores differ.
+    values = {"model": "cnn", "lr": 0.1, "early_stopping": 1, "validation_fraction": 0.3}
+    values |= {"epochs": 30, "measure": False, "pretrain": False, "seed": 11}
+    flags = []
+    for name, value in values.items():
+        flag = "--" + name.replace("_", "-")
+        flags += [flag.replace("--", "--no-", 1)] if value is False else [flag, str(value)]
+    done = run_ranks("-m", "flatminima", "finetune", *flags, "--out", str(tmp_path / "a"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "a/results.json").read_text())["stopped_early"]
+
+
+def test_ctrl_c_saves_once_for_all_ranks(tmp_path):
+    out = tmp_path / "a"
+    command = [*TORCHRUN, "-m", "flatminima", "finetune", "--epochs", "3000", "--no-measure"]
+    process = subprocess.Popen(
+        [*command, "--no-pretrain", "--out", str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    limit = time.monotonic() + 60
+    while not (out / "checkpoints/previous").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert f"--resume {out}" in errors
+    step = json.loads((out / "checkpoints/last/state.json").read_text())["progress"]["step"]
+    assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"] == step

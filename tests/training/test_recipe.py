@@ -3,7 +3,7 @@ from dataclasses import fields
 import pytest
 
 from flatminima.errors import InputError
-from flatminima.training.assemble import check_method
+from flatminima.training.assemble import for_methods
 from flatminima.training.recipe import SECTIONS, Recipe, dump, option_types, parse_method, read
 
 
@@ -82,7 +82,7 @@ def test_bad_values_are_named_with_their_flag(values, words):
 )
 def test_bad_methods_are_found_before_anything_runs(method, words):
     with pytest.raises(InputError, match=words):
-        check_method(method)
+        for_methods(Recipe(), [method])
 
 
 @pytest.mark.parametrize(

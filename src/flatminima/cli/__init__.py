@@ -15,12 +15,16 @@ COMMANDS = (finetune, compare, measure, methods)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 2 for bad input, 130 after Ctrl-C."""
+    """Run the command line.
+
+    Returns:
+        The exit code: 0; 1 if some runs of a study failed; 2 for bad input; 130 after Ctrl-C.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        return int(arguments.run(arguments) or 0)
     except InputError as error:
         print(f"flatminima: error: {error}", file=sys.stderr)
         return 2

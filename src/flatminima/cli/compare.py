@@ -21,6 +21,7 @@ def add_to(commands: Any) -> None:
     parser = flags.add_command(
         commands,
         "compare",
+        "--out DIR",
         "compare methods over seeds, pair by pair, and print the table",
         "flatminima compare --data digits --perturb plain,nso,sam --seeds 5 --out runs/b",
     )
@@ -51,8 +52,8 @@ def add_to(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Run the study and print its table."""
+def run(arguments: argparse.Namespace) -> int:
+    """Run the study and print its table; 1 if some runs failed."""
     said = flags.given(arguments)
     methods = said.pop("perturb", METHODS)
     if isinstance(methods, str):
@@ -62,10 +63,10 @@ def run(arguments: argparse.Namespace) -> None:
     recipe = Recipe.from_flat(said)
     from flatminima.study.compare import compare
     from flatminima.study.table import rich_table
-    from flatminima.training.assemble import check_method
+    from flatminima.training.assemble import check_strengths
 
-    for method in methods:
-        check_method(method)
+    check_strengths(said, methods)
+
     try:
         with screen.progress_bars() as progress:
             summary = compare(
@@ -79,8 +80,9 @@ def run(arguments: argparse.Namespace) -> None:
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command again continues the study") from None
-    screen.show(rich_table(summary))
+    screen.show(rich_table(summary), rich_table(summary, narrow=True))
     print(f"study directory: {arguments.out}")
+    return 1 if summary["failed"] else 0
 
 
 def _report_failure(outcome: Outcome) -> None:

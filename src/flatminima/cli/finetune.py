@@ -8,7 +8,7 @@ from typing import Any
 
 from flatminima.cli import flags, screen
 from flatminima.errors import InputError
-from flatminima.training.recipe import flag
+from flatminima.training.recipe import Recipe, flag
 
 
 def add_to(commands: Any) -> None:
@@ -16,6 +16,7 @@ def add_to(commands: Any) -> None:
     parser = flags.add_command(
         commands,
         "finetune",
+        "--out DIR",
         "fine-tune a model, measure its curvature, and leave a run directory",
         "flatminima finetune --data digits --perturb nso --sigma 0.1 --out runs/a",
     )
@@ -30,21 +31,55 @@ def add_to(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train and print what came out."""
-    recipe = flags.recipe_from(arguments)
-    if arguments.resume is not None and flags.given(arguments):
-        raise InputError(
-            f"--resume {arguments.resume} goes on with that run's own recipe: leave out "
-            + ", ".join(sorted(flag(name) for name in flags.given(arguments)))
-        )
-    from flatminima.training.run import finetune, is_main_process, resume
+    said = flags.given(arguments)
+    recipe = Recipe.from_flat(said)
+    out = arguments.resume or arguments.out
+    from flatminima.training.assemble import check_strengths
+    from flatminima.training.run import (
+        CHANGEABLE,
+        finetune,
+        is_main_process,
+        resume,
+    )
 
-    with screen.progress_bars() as progress:
-        if arguments.resume is not None:
-            results = resume(arguments.resume, progress=progress, say=screen.say)
-        else:
-            results = finetune(recipe, arguments.out, progress=progress)
+    if arguments.resume is None:
+        check_strengths(said, [recipe.perturb.perturb])
+    fixed = sorted(flag(name) for name in said if name not in CHANGEABLE)
+    if arguments.resume is not None and fixed:
+        raise InputError(
+            f"--resume {out} goes on with that run's own recipe: leave out {', '.join(fixed)} "
+            f"(only {', '.join(map(flag, CHANGEABLE))} may change)"
+        )
+    try:
+        with screen.progress_bars() as progress:
+            if arguments.resume is not None:
+                results = resume(out, changes=said, progress=progress, say=screen.say)
+            else:
+                results = finetune(recipe, out, progress=progress, say=screen.say)
+    except KeyboardInterrupt as stop:
+        if str(stop) or not (out / "recipe.yaml").is_file():
+            raise
+        raise KeyboardInterrupt(
+            f"stopped; continue with: flatminima finetune --resume {out}"
+        ) from None
     if not is_main_process():
         return
-    for name, value in results["metrics"].items():
-        print(f"{name:<20} {value:.6g}")
-    print(f"\nrun directory: {arguments.resume or arguments.out}")
+    for name, value in _shown(results).items():
+        print(f"{name:<20} {value}")
+    print(f"\nrun directory: {out}")
+
+
+def _shown(results: dict[str, Any]) -> dict[str, str]:
+    """The metrics as a person reads them, those that are estimates with their errors."""
+    from flatminima.measure import CurvatureReport
+
+    metrics = results["metrics"]
+    shown = {k: "not finite" if v is None else f"{v:.6g}" for k, v in metrics.items()}
+    if results["curvature"] is not None:
+        report = CurvatureReport.from_dict(results["curvature"])
+        shown["hessian_trace"] = str(report.trace)
+        shown["top_eigenvalue"] = str(report.top_eigenvalue)
+        if report.perturbation_gap is not None:
+            shown["perturbation_gap"] = f"{report.perturbation_gap} at sigma {report.sigma:g}"
+    peak = shown.pop("peak_bytes")
+    return {**shown, "peak_memory": f"{float(peak) / 2**20:.0f} MiB"}

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from flatminima.training.recipe import SECTIONS, Recipe, flag, option_types, read
+from flatminima.training.recipe import SECTIONS, Recipe, flag, literals, option_types, read
 
 TITLES = {
     "data": "data",
@@ -20,13 +20,16 @@ TITLES = {
 }
 
 
-def add_command(commands: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+def add_command(
+    commands: Any, name: str, usage: str, summary: str, example: str
+) -> argparse.ArgumentParser:
     """A subcommand whose help ends with an example."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
         epilog=f"example:\n  {example}",
+        usage=f"flatminima {name} {usage} [options]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -68,7 +71,16 @@ def _add_flag(group: Any, name: str, kind: Any, default: Any, text: str) -> None
         common["action"] = argparse.BooleanOptionalAction
     else:
         shown = default
-        common["metavar"] = name.upper().split("_")[-1]
+        common["metavar"] = _metavar(kind)
     if default is not None:
         text = f"{text} (default: {shown})"
     group.add_argument(flag(name), help=text.replace("%", "%%"), **common)
+
+
+def _metavar(kind: Any) -> str:
+    """What a value looks like: its choices, N for a whole number, X for a number, else TEXT."""
+    choices = literals(kind)
+    if choices:
+        return "{" + ",".join(map(str, choices)) + "}"
+    parts = get_args(kind) or (kind,)
+    return "N" if int in parts else "X" if float in parts else "TEXT"

@@ -14,6 +14,7 @@ def add_to(commands: Any) -> None:
     parser = flags.add_command(
         commands,
         "measure",
+        "TARGET",
         "measure the curvature of a run, a checkpoint or a transformers model",
         "flatminima measure runs/a --probes 300",
     )
@@ -22,7 +23,10 @@ def add_to(commands: Any) -> None:
         help="a run directory, one of its checkpoints, or (with --data) a transformers model",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="JSON file (default: measure.json of a run)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="JSON file (default: measure.json in the run, measure-NAME.json for a checkpoint)",
     )
     flags.add_recipe_flags(parser, ("data", "measure"), leave_out=("measure",))
     parser.set_defaults(run=run)
@@ -35,9 +39,9 @@ def run(arguments: argparse.Namespace) -> None:
     from flatminima.training.measuring import measure_target
 
     with screen.progress_bars() as progress:
-        report, home = measure_target(arguments.target, said, progress=progress, say=screen.say)
+        report, file = measure_target(arguments.target, said, progress=progress, say=screen.say)
     print(report)
-    out = arguments.out or (home / "measure.json" if home is not None else None)
+    out = arguments.out or file
     if out is not None:
         write_json(out, report.to_dict())
         print(f"\nwritten to {out}")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def add_to(commands: Any) -> None:
     """Add the subcommand."""
     parser = flags.add_command(
-        commands, "methods", "list the methods, or show one", "flatminima methods nso"
+        commands, "methods", "[NAME]", "list the methods, or show one", "flatminima methods nso"
     )
     parser.add_argument("name", nargs="?", help="a method to show in full")
     parser.set_defaults(run=run)
@@ -37,9 +37,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _table(methods: list[Card]) -> Any:
     tables = require("rich.table", "cli")
+    text = require("rich.text", "cli").Text  # brackets in a str would be markup
     table = tables.Table(title="methods")
     for header in ("name", "what it is", "gradient that the base optimizer sees", "cost", "knob"):
         table.add_column(header)
     for method in methods:
-        table.add_row(method.name, method.title, method.equation, method.gradients, method.strength)
+        cells = (method.name, method.title, method.equation, method.gradients, method.strength)
+        table.add_row(*map(text, cells))
     return table

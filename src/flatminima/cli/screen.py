@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from flatminima.errors import require
-from flatminima.training.data.progress import Progress, silent
+from flatminima.progress import Progress, silent
 
 
 @contextmanager
@@ -42,15 +42,24 @@ def progress_bars() -> Iterator[Progress]:
         yield report
 
 
-def show(renderable: Any) -> None:
-    """Print a rich renderable to standard output; wide tables keep their columns in a file."""
+def show(wide: Any, narrow: Any = None) -> None:
+    """Print a rich table to standard output.
+
+    Args:
+        wide: Printed where the terminal is wide enough for it, and into files.
+        narrow: Printed where it is not.
+    """
     require("rich", "cli")
     from rich.console import Console
+    from rich.measure import Measurement
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
-    console.print(renderable)
+    # Asked of a console as wide as it likes: of this one it says at most this one's width.
+    roomy = Console(width=10_000)
+    needed = Measurement.get(roomy, roomy.options, wide).maximum
+    console.print(wide if narrow is None or needed <= console.width else narrow)
 
 
 def say(text: str) -> None:

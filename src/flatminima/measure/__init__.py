@@ -1,12 +1,12 @@
 """How flat a minimum is: trace and eigenvalues of the Hessian, and what noise does to the loss."""
 
-from flatminima.measure.cost import Progress
 from flatminima.measure.curvature import CurvatureReport, curvature
 from flatminima.measure.eigen import top_eigenvalues
 from flatminima.measure.gap import perturbation_gap
 from flatminima.measure.operators import Dense, Hessian, Operator
 from flatminima.measure.results import EigenEstimate, Estimate, TraceEstimate
 from flatminima.measure.trace import hessian_trace
+from flatminima.progress import Progress
 
 __all__ = [
     "CurvatureReport",

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
 if TYPE_CHECKING:
     from flatminima.measure.operators import Operator
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""`(stage, done, total)`, called as a measurement goes on."""
 
 
 class Cost(TypedDict):

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from flatminima.errors import InputError
 from flatminima.measure.batches import Batches
-from flatminima.measure.cost import Progress
 from flatminima.measure.eigen import top_eigenvalues
 from flatminima.measure.gap import perturbation_gap
 from flatminima.measure.operators import Hessian
 from flatminima.measure.results import EigenEstimate, Estimate, TraceEstimate
 from flatminima.measure.trace import hessian_trace
 from flatminima.objectives import Objective
+from flatminima.progress import Progress
+
+SHOWN_LAYERS = 10
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,10 @@ class CurvatureReport:
         if self.perturbation_gap is not None:
             rows.append((f"gap at sigma {self.sigma:g}", str(self.perturbation_gap)))
             rows.append(("  sigma^2/2 trace", str(self.predicted_gap)))
-        rows += [(f"trace of {name}", str(layer)) for name, layer in self.layers.items()]
+        largest = sorted(self.layers.items(), key=lambda layer: -abs(layer[1].value))
+        rows += [(f"trace of {name}", str(layer)) for name, layer in largest[:SHOWN_LAYERS]]
+        if len(largest) > SHOWN_LAYERS:
+            rows.append(("...", f"{len(largest) - SHOWN_LAYERS} more in .layers"))
         width = max(len(label) for label, _ in rows)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from flatminima.errors import InputError, unknown
-from flatminima.measure.cost import Meter, Progress
+from flatminima.measure.cost import Meter
 from flatminima.measure.operators import Operator
 from flatminima.measure.results import EigenEstimate
 from flatminima.perturb.noise import Stream
+from flatminima.progress import Progress
 
 _ORDERS = ("largest", "smallest", "magnitude")
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from flatminima.errors import InputError
-from flatminima.measure.cost import Meter, Progress
+from flatminima.measure.cost import Meter
 from flatminima.measure.operators import Operator
 from flatminima.measure.results import Estimate, TraceEstimate
 from flatminima.perturb.noise import Noise, Stream
+from flatminima.progress import Progress
 
 _METHOD = "Hutchinson, Rademacher probes"
 _BLOCK = 10

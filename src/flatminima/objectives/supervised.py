@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from flatminima.errors import InputError
+
 Batch: TypeAlias = Any
 """What a loader yields: `(inputs, targets)`, or a mapping with "inputs" and "targets"."""
 
@@ -37,11 +39,27 @@ class Supervised:
 
 
 def inputs_and_targets(batch: Batch) -> tuple[Any, Tensor]:
-    """The parts of a batch: `(inputs, targets)` or {"inputs": ..., "targets": ...}."""
+    """The parts of a batch.
+
+    Args:
+        batch: `(inputs, targets)`; a mapping with "inputs" and "targets"; or one with "labels", as
+            for transformers, whose other entries are the inputs.
+
+    Raises:
+        InputError: it is none of these.
+    """
     if isinstance(batch, Mapping):
-        return batch["inputs"], batch["targets"]
-    inputs, targets = batch
-    return inputs, targets
+        if "targets" in batch:
+            return batch["inputs"], batch["targets"]
+        if "labels" in batch:
+            return {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
+    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise InputError(
+        'a batch must be (inputs, targets), or a mapping with "inputs" and "targets" or with '
+        f'"labels"; this one is a {type(batch).__name__}'
+        + (f" with {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else "")
+    )
 
 
 def logits(model: nn.Module, inputs: Any) -> Tensor:

@@ -64,8 +64,9 @@ def register(*presets: Card) -> Callable[[Method], Method]:
 
 
 def cards() -> list[Card]:
-    """The cards of all methods, in the order in which they were entered."""
-    return list({card.name: card for card, _ in _METHODS.values()}.values())
+    """The cards of all methods: plain training, those of noise, then those of sharpness."""
+    unique = {card.name: card for card, _ in _METHODS.values()}
+    return sorted(unique.values(), key=lambda card: {"": 0, "sigma": 1}.get(card.strength, 2))
 
 
 def card(name: str) -> Card:
@@ -108,7 +109,7 @@ def make(name: str, base: Optimizer, **given: Any) -> Perturbed:
         if option not in known:
             raise unknown(f"option of {name!r}", option, known)
     if chosen.strength and chosen.strength not in given:
-        raise InputError(f"{name!r} needs {chosen.strength}: {chosen.suggested}")
+        raise InputError(f"{name!r} needs {chosen.strength}; start with {chosen.suggested}")
     return cls(base, **given, **(chosen.preset or {}))
 
 

@@ -117,6 +117,7 @@ class Perturbed(Wrapper):
         self._current: Pass | None = None
         self._position = (0, 1)
         self._broken_off = False
+        self._isolated = False
 
     def plan(self, turn: Turn) -> list[Pass]:
         """The passes of a step whose strength is not 0 everywhere.
@@ -147,6 +148,11 @@ class Perturbed(Wrapper):
             The part of the batch, or the `Pass` itself where no batch was given.
         """
         content: Any = batch[0] if len(batch) == 1 else batch
+        lengths = {len(part) for part in batch if isinstance(part, Tensor) and part.dim()}
+        if len(lengths) > 1:
+            raise InputError(
+                f"passes() was given tensors of {sorted(lengths)} samples: cut them alike"
+            )
         samples = sample_count(content) if batch else None
         self._go_home()
         for current in self._run(samples, isolate=False):
@@ -215,6 +221,8 @@ class Perturbed(Wrapper):
             self._micro_batches = 0
             self._broken_off = False
             self._staged = None
+        elif self._gradients.grown() and not self._isolated:
+            raise RuntimeError(LOST)
         elif self._position[0] == 0:
             self._gradients.forget()
 
@@ -271,7 +279,7 @@ class Perturbed(Wrapper):
         gradients = self._gradients = Gradients(parameters)
         buffers = self._buffers = Buffers(self.model)
         replay = Replay(parameter.device for parameter in parameters)
-        self._samples, finished = samples, False
+        self._samples, self._isolated, finished = samples, isolate, False
         try:
             # One pass at W leaves the buffers as plain training does.
             with buffers.watch() if len(plan) > 1 or plan[0].move else nullcontext():
@@ -285,6 +293,7 @@ class Perturbed(Wrapper):
                     alone = isolate or not weight or current.after is not None
                     if alone:
                         gradients.take()
+                    gradients.look()
                     buffers.start_pass()
                     if self.share_masks:
                         replay.start(current.share)

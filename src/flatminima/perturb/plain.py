@@ -28,7 +28,7 @@ class Plain(Perturbed):
         strength="",
         suggested="",
         source="",
-        aliases=("sgd", "none"),
+        aliases=("none",),
     )
     strength_name = "strength"
 

@@ -25,6 +25,8 @@ def sample_count(batch: Any) -> int:
         InputError: there is no tensor with a first dimension in it.
     """
     count = _count(batch)
+    if count == 0:
+        raise InputError("passes() was given an empty batch: leave it out")
     if count is None:
         raise InputError(
             f"cannot cut a {type(batch).__name__} into parts: passes() takes tensors, or mappings, "

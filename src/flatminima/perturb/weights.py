@@ -118,12 +118,28 @@ class Gradients:
         self._unit = 1.0
         self._held: list[Tensor | None] | None = None
         self._seen: list[Tensor | None] = []
+        self._versions: list[int | None] = []
 
     def count(self, weight: float) -> None:
         """From here on backward passes count `weight` times."""
         self._scale(self._unit / weight)
         self._unit = weight
+        self.look()
+
+    def look(self) -> None:
+        """Remember what is in `.grad` now."""
         self._seen = [parameter.grad for parameter in self._parameters]
+        self._versions = [None if grad is None else grad._version for grad in self._seen]
+
+    def grown(self) -> bool:
+        """Whether `backward()` ran since `look`."""
+        return any(
+            parameter.grad is not None
+            and (parameter.grad is not before or parameter.grad._version != version)
+            for parameter, before, version in zip(
+                self._parameters, self._seen, self._versions, strict=True
+            )
+        )
 
     def kept(self) -> bool:
         """Whether what `count` found in `.grad` is still there: nobody emptied or replaced it."""

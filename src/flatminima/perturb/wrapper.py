@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import numbers
 from typing import Any, ClassVar
 
 import torch
@@ -54,13 +56,13 @@ class Wrapper(Optimizer):
         if schedule is not None and not callable(schedule):
             raise InputError(
                 f"schedule must be a callable step -> factor, not {schedule!r}: "
-                "see flatminima.perturb.schedules"
+                "see flatminima.schedules"
             )
         self.schedule = schedule or constant()
         self.model = model
         self.scaler = scaler
         self._default_strength = strength
-        self._stream = Stream(torch.initial_seed() if seed is None else seed)
+        self._stream = Stream(torch.initial_seed() if seed is None else whole("seed", seed, 0))
         self._steps = 0
         self._memory: list[dict[str, Tensor]] = []
         self._staged: list[dict[str, Tensor]] | None = None
@@ -121,6 +123,7 @@ class Wrapper(Optimizer):
             "step": self._steps,
             "seed": self._stream.seed,
             "schedule": describe(self.schedule),
+            "options": self._options(),
             "memory": self._memory,
         }
         return state
@@ -173,14 +176,24 @@ class Wrapper(Optimizer):
         return tensor_ids(names)
 
     def _check_state(self, own: dict[str, Any]) -> None:
-        schedule = describe(self.schedule)
-        for what, ours in (("method", self.card.name), ("schedule", schedule)):
-            if own[what] != ours:
+        mine = {"method": self.card.name, "schedule": describe(self.schedule), **self._options()}
+        theirs = {"method": own["method"], "schedule": own["schedule"], **own["options"]}
+        for what, ours in mine.items():
+            if theirs.get(what) != ours:
                 raise InputError(
-                    f"this optimizer state was saved with {what} {own[what]!r}, but the optimizer "
-                    f"has {ours!r}: build it as it was, or delete state['perturb'] to start its "
-                    "noise anew"
+                    f"this optimizer state was saved with {what} {theirs.get(what)!r}, but the "
+                    f"optimizer has {ours!r}: build it as it was, or delete state['perturb'] to "
+                    "start its noise anew"
                 )
+
+    def _options(self) -> dict[str, Any]:
+        """The method's own options, as plain values: those its constructor names."""
+        own = {
+            name: getattr(self, name)
+            for name, parameter in inspect.signature(type(self)).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY and name != self.strength_name
+        }
+        return {name: getattr(value, "name", value) for name, value in own.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         # Schedulers put a `step` on the instance that is bound to it, so a copy must not carry it.
@@ -240,7 +253,7 @@ def _checked(name: str, value: Any) -> float:
     Raises:
         InputError: it is negative or not finite.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputError(f"{name} must be a number, not {value!r}")
     if not math.isfinite(value) or value < 0:
         raise InputError(f"{name} must be finite and at least 0, not {value!r}")
@@ -253,11 +266,11 @@ def whole(name: str, value: Any, least: int = 1) -> int:
     Raises:
         InputError: it is no integer or less than `least`.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise InputError(f"{name} must be an integer, not {value!r}")
     if value < least:
         raise InputError(f"{name} must be at least {least}, not {value}")
-    return value
+    return int(value)
 
 
 def between(name: str, value: Any, low: float, high: float) -> float:
@@ -266,7 +279,8 @@ def between(name: str, value: Any, low: float, high: float) -> float:
     Raises:
         InputError: it is no number or outside.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
         bound = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
         raise InputError(f"{name} must be a number {bound}, not {value!r}")
     return float(value)

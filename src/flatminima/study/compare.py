@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from flatminima.errors import InputError
-from flatminima.files import write_json, write_text
+from flatminima.files import read_json, write_json, write_text
 from flatminima.study.jobs import Job, Outcome, run_jobs
 from flatminima.study.summary import summarize
 from flatminima.study.table import markdown_table
+from flatminima.training.assemble import for_methods
 from flatminima.training.recipe import Recipe
+
+STUDY = "study.json"
 
 
 def compare(
@@ -47,15 +50,17 @@ def compare(
     """
     if seeds < 1:
         raise InputError(f"--seeds is {seeds}: give at least 1")
-    if len(set(methods)) < len(methods):
-        raise InputError(f"--perturb names a method twice: {', '.join(methods)}")
     first = recipe.loop.seed
-    keys = [(method, seed) for seed in range(first, first + seeds) for method in methods]
+    all_seeds = list(range(first, first + seeds))
+    _check_free(out, recipe, methods, all_seeds)
+    recipes = for_methods(recipe, methods)
+    write_json(out / STUDY, {"methods": methods, "seeds": all_seeds, "recipe": _common(recipe)})
+    keys = [(method, seed) for seed in all_seeds for method in methods]
     jobs = [
         Job(
             name=f"{method}, seed {seed}",
             directory=out / _folder(method) / f"seed-{seed}",
-            payload=recipe.but(seed=seed, perturb=method).flat(),
+            payload=recipes[method].but(seed=seed).flat(),
         )
         for method, seed in keys
     ]
@@ -76,10 +81,35 @@ def compare(
     if len(failed) == len(jobs):
         raise InputError(f"every run failed; the first: {failed[0]['error']}")
     task = next(result["task"] for by_seed in runs.values() for result in by_seed.values())
-    summary = summarize(task, list(range(first, first + seeds)), runs, failed)
+    summary = summarize(task, all_seeds, runs, failed)
     write_json(out / "results.json", summary)
     write_text(out / "table.md", markdown_table(summary))
     return summary
+
+
+def _check_free(out: Path, recipe: Recipe, methods: Sequence[str], seeds: Sequence[int]) -> None:
+    """Refuse a directory whose results would be lost: only more of the same study may follow."""
+    if (out / "recipe.yaml").exists():
+        raise InputError(f"{out} holds a run: choose another --out for the study")
+    if not (out / STUDY).exists():
+        if (out / "results.json").exists():
+            raise InputError(f"{out} holds results of something else: choose another --out")
+        return
+    before = read_json(out / STUDY)
+    changed = [k for k, v in _common(recipe).items() if before["recipe"].get(k) != v]
+    lost = [m for m in before["methods"] if m not in methods]
+    lost += [f"seed {s}" for s in before["seeds"] if s not in seeds]
+    if changed or lost:
+        more = f"that has {', '.join(lost)} too"
+        what = f"with another {', '.join(changed)}" if changed else more
+        raise InputError(
+            f"{out} holds a study {what}: choose another --out, or ask for that study and more"
+        )
+
+
+def _common(recipe: Recipe) -> dict[str, Any]:
+    """What all runs of a study share."""
+    return {k: v for k, v in recipe.flat().items() if k not in ("seed", "perturb")}
 
 
 def _folder(method: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ _HEADERS = {
 }
 _SCALES = {"test_accuracy": 100.0, "seconds_per_step": 1000.0}
 _MARK = "*"
+_PARTS = re.compile(r" (?=[\[±])|, (?=p )")
 
 
 @dataclass(frozen=True)
@@ -32,23 +34,25 @@ class _Cells:
     notes: list[str]
 
 
-def rich_table(summary: Mapping[str, Any]) -> Table:
+def rich_table(summary: Mapping[str, Any], *, narrow: bool = False) -> Table:
     """The summary for the terminal: one row a method, failures in the caption.
 
     Args:
         summary: What `summarize` returns, or its `results.json`.
+        narrow: One column a method instead, for a terminal that is not wide enough.
 
     Raises:
         InputError: rich is not installed.
     """
     table_module, text = require("rich.table", "cli"), require("rich.text", "cli")
-    cells = _cells(summary)
+    cells = _turned(_cells(summary)) if narrow else _cells(summary)
+    tight = {"box": require("rich.box", "cli").SIMPLE, "padding": 0} if narrow else {}
     table: Table = table_module.Table(
-        title=text.Text(str(summary["task"])), caption=text.Text("\n".join(cells.notes))
+        title=text.Text(str(summary["task"])), caption=text.Text("\n".join(cells.notes)), **tight
     )
     table.caption_justify = "left"
     for index, header in enumerate(cells.headers):
-        table.add_column(text.Text(header), justify="right" if index else "left")
+        table.add_column(text.Text(header), justify="right" if index else "left", no_wrap=True)
     for row in cells.rows:
         # Text, not str: brackets in a str are markup.
         table.add_row(*map(text.Text, row))
@@ -86,6 +90,15 @@ def _cells(summary: Mapping[str, Any]) -> _Cells:
             columns.append([_gain(summary, method, gain) for method in methods])
     rows = [list(row) for row in zip(*columns, strict=True)]
     return _Cells(headers, rows, _notes(summary, gain))
+
+
+def _turned(cells: _Cells) -> _Cells:
+    """Rows for columns; a number, its error or interval and its p-value stand in a pile."""
+    rows = []
+    for header, *values in zip(cells.headers, *cells.rows, strict=True):
+        parts = [_PARTS.sub("\n", value) for value in values]
+        rows.append([header, *parts])
+    return _Cells(rows[0], rows[1:], cells.notes)
 
 
 def _scale(metric: str) -> float:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +15,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from flatminima.errors import InputError, require
 from flatminima.objectives import Supervised
 from flatminima.perturb import Perturbed, card, make, options, schedules
+from flatminima.progress import Progress, silent
 from flatminima.training import loop, models
 from flatminima.training.batches import batches_per_epoch
 from flatminima.training.data.encode import encode
 from flatminima.training.data.examples import DataSet
 from flatminima.training.data.load import load as load_data
-from flatminima.training.data.progress import Progress, silent
 from flatminima.training.directory import RunDirectory
 from flatminima.training.logs import Log
 from flatminima.training.pretrain import pretrain
@@ -51,12 +54,21 @@ def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     name = recipe.model.model or models.default_model(data)
     torch.manual_seed(seed)
     built = models.build(name, data, new_head=recipe.model.new_head)
-    recipe = recipe.but(model=name).resolved(built.family, built.random_weights)
+    places = {"data": recipe.data.data, "model": name}
+    recipe = recipe.but(**{key: _absolute(place) for key, place in places.items()})
+    recipe = recipe.resolved(built.family, built.random_weights)
     if built.family == "builtin" and recipe.model.pretrain and data.source is not None:
         with fitting_threads(built.model):
-            pretrain(built.model, data, built.encoding, seed)
+            pretrain(built.model, data, built.encoding, seed, progress)
         torch.manual_seed(seed)  # what follows is the same whether that was cached or not
     return Prepared(recipe, data, built)
+
+
+def _absolute(place: str) -> str:
+    """A path that holds wherever a run is resumed from; names and hub ids as they are."""
+    prefix, colon, file = place.rpartition("config:")
+    path = Path(file).expanduser()
+    return f"{prefix}{colon}{path.resolve()}" if path.exists() else place
 
 
 def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> loop.Run:
@@ -75,18 +87,17 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> l
         raise InputError(f"{len(data.train)} training samples are too few for the processes")
     epochs = recipe.loop.epochs
     assert epochs is not None
-    optimizer = _perturbed(base, recipe, epochs * per_epoch, per_epoch)
+    optimizer = _perturbed(base, recipe)
     total = epochs * per_epoch
     if recipe.loop.equal == "gradients":
         total = max(1, round(total / optimizer.gradients_per_step(recipe.loop.batch_size)))
+    # Only now: a schedule that starts at 0 would make the first step, and so all, look cheap.
+    optimizer.schedule = _strength_schedule(optimizer, recipe, total, per_epoch)
     validation = None
     if len(data.validation):
         validation = encode(data.validation, data, prepared.built.encoding)
-    elif recipe.loop.keep == "best" or recipe.loop.early_stopping is not None:
-        raise InputError(
-            "--keep best and --early-stopping choose by validation accuracy, and "
-            f"{data.name} has no validation samples: set --validation-fraction"
-        )
+    else:
+        _check_choosing(recipe, data)
     return loop.Run(
         accelerator=accelerator,
         model=model,
@@ -106,9 +117,11 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> l
     )
 
 
-def _perturbed(
-    base: torch.optim.Optimizer, recipe: Recipe, total_steps: int, steps_per_epoch: int
-) -> Perturbed:
+SHARED_OPTIONS = {"num_perturbations": 1, "clean_weight": 0.0, "noise": "normal"}
+"""Fields of a recipe that only some methods have, with their defaults."""
+
+
+def _perturbed(base: torch.optim.Optimizer, recipe: Recipe) -> Perturbed:
     """The recipe's method around a base optimizer.
 
     Raises:
@@ -119,50 +132,102 @@ def _perturbed(
     strength = card(name).strength
     takes = options(name)
     given: dict[str, Any] = {}
-    for option, default in (("num_perturbations", 1), ("clean_weight", 0.0), ("noise", "normal")):
+    for option, default in SHARED_OPTIONS.items():
         value = getattr(spec, option)
         if option in takes:
             given[option] = value
         elif value != default:
             raise InputError(f"{name!r} has no option --{option.replace('_', '-')}: leave it out")
     if strength:
-        size = own.get(strength, getattr(spec, strength))
-        given |= {strength: size, "seed": recipe.loop.seed} if "seed" in takes else {strength: size}
-        given["schedule"] = {
-            "constant": schedules.constant(),
-            "linear": schedules.linear(total_steps, every=steps_per_epoch),
-            "exponential": schedules.exponential(
-                total_steps, every=steps_per_epoch, start=_exponential_start(size)
-            ),
-        }[spec.strength_schedule]
+        given |= {"seed": recipe.loop.seed}
+        if hasattr(spec, strength):
+            given[strength] = getattr(spec, strength)
     return make(name, base, **{**given, **own})
 
 
-def check_method(asked: str) -> None:
-    """Find what is wrong with a method and its options before anything is run.
+def check_strengths(said: Mapping[str, Any], methods: Sequence[str]) -> None:
+    """Refuse a sigma or rho that none of the methods would use.
+
+    Args:
+        said: What the user set, by the recipe's names.
+        methods: As users write them.
 
     Raises:
-        InputError: no such method or option, or a value out of its range.
+        InputError: there is one.
     """
-    name, own = parse_method(asked)
-    strength = card(name).strength
-    default = {strength: 0.1} if strength else {}
-    weight = torch.nn.Parameter(torch.zeros(1))
-    make(name, torch.optim.SGD([weight], lr=1.0), **{**default, **own})
+    used = {card(parse_method(method)[0]).strength for method in methods}
+    for name in ("sigma", "rho"):
+        if said.get(name) is not None and name not in used:
+            raise InputError(
+                f"--{name} is not what {', '.join(methods)} is set by: choose a method with "
+                f"--perturb (see `flatminima methods`), or leave --{name} out"
+            )
 
 
-def _exponential_start(strength: Any) -> float:
-    """The factor that starts at 1e-5, as the released code of the NSO paper does."""
-    known = isinstance(strength, (int, float)) and strength > 1e-5
-    return 1e-5 / strength if known else 1.0
+def _strength_schedule(
+    optimizer: Perturbed, recipe: Recipe, total: int, per_epoch: int
+) -> schedules.Schedule:
+    kind = recipe.perturb.strength_schedule
+    if kind == "linear":
+        return schedules.linear(total, every=per_epoch)
+    if kind == "exponential":
+        # From 1e-5, as the code released with the NSO paper does.
+        size = max(group[optimizer.strength_name] for group in optimizer.param_groups)
+        return schedules.exponential(total, every=per_epoch, start=1e-5 / max(size, 1e-5))
+    return schedules.constant()
+
+
+def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
+    """The recipe of each method of a study, found able to run as far as can be told beforehand.
+
+    An option that the recipe sets for all is left out where a method does not have it.
+
+    Raises:
+        InputError: a method, an option, the data or the model cannot be, or an option is set that
+            none of the methods has.
+    """
+    if not methods:
+        raise InputError("--perturb names no method: give at least one")
+    meant = {(card(name).name, str(own)) for name, own in map(parse_method, methods)}
+    if len(meant) < len(methods):
+        raise InputError(f"--perturb names a method twice: {', '.join(methods)}")
+    prepared = prepare(recipe.but(pretrain=False, perturb="plain", **SHARED_OPTIONS))
+    said = recipe.flat()
+    takes = {method: options(parse_method(method)[0]) for method in methods}
+    for option, default in SHARED_OPTIONS.items():
+        if said[option] != default and not any(option in known for known in takes.values()):
+            raise InputError(
+                f"none of {', '.join(methods)} has an option --{option.replace('_', '-')}"
+            )
+    recipes = {}
+    for method, known in takes.items():
+        foreign = {k: v for k, v in SHARED_OPTIONS.items() if k not in known}
+        recipes[method] = recipe.but(perturb=method, **foreign)
+        weight = torch.nn.Parameter(torch.zeros(1))
+        shared = {k: said[k] for k in SHARED_OPTIONS}
+        ready = prepared.recipe.but(perturb=method, **{**shared, **foreign})
+        _perturbed(torch.optim.SGD([weight], lr=1.0), ready)
+    if not len(prepared.data.validation):
+        _check_choosing(recipe, prepared.data)
+    return recipes
+
+
+def _check_choosing(recipe: Recipe, data: DataSet) -> None:
+    """Refuse to choose by validation where there are no validation samples."""
+    if recipe.loop.keep == "best" or recipe.loop.early_stopping is not None:
+        raise InputError(
+            "--keep best and --early-stopping choose by validation accuracy, and "
+            f"{data.name} has no validation samples: set --validation-fraction"
+        )
 
 
 def _base_optimizer(model: torch.nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
     """The base optimizer; weight decay spares biases and norms, as fine-tuning does."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    # Names, so that the noise of a tensor does not depend on the order of the groups.
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": spec.weight_decay},
-        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [n for n in trainable if n[1].dim() > 1], "weight_decay": spec.weight_decay},
+        {"params": [n for n in trainable if n[1].dim() <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     assert spec.lr is not None
@@ -202,6 +267,7 @@ def make_accelerator(recipe: Recipe) -> Any:
     state = accelerate.state.AcceleratorState
     mixed = "no" if precision == "fp32" else precision
     # The state is one per process, and a worker of a study runs recipes of its own precision each.
-    if state._shared_state and state().mixed_precision != mixed:
-        state._reset_state()
+    ended = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized()
+    if state._shared_state and (ended or state().mixed_precision != mixed):
+        state._reset_state(reset_partial_state=ended)
     return accelerate.Accelerator(mixed_precision=mixed, cpu=not cuda)

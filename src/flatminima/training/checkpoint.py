@@ -12,9 +12,10 @@ with `from_pretrained`. A folder is written under a temporary name and then rena
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,10 @@ def save(
         InputError: the disk is full or read-only.
     """
     safetensors = require("safetensors.torch", "cli")
+    for left_over in folder.parent.glob(f".{folder.name}.*"):  # of a run killed while saving
+        shutil.rmtree(left_over, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         if companions is not None:
             companions(temporary)
@@ -95,37 +97,54 @@ def save(
         if optimizer is not None:
             torch.save(optimizer, temporary / OPTIMIZER)
         digests = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
-        write_json(temporary / STATE, {**state, "sha256": digests})
+        content = {"progress": state, "sha256": digests}
+        write_json(temporary / STATE, {**content, "own_sha256": _digest_of(content)})
         _replace(temporary, folder)
-    except (OSError, RuntimeError) as error:
-        # torch.save and safetensors report a full disk as errors of their own.
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        # torch.save and safetensors report a full disk as errors of types of their own.
+        if not isinstance(error, Exception):
+            raise
         raise InputError(
             f"cannot write the checkpoint {folder}: {error}; free space there or choose another "
             "--out (the checkpoint before is untouched)"
         ) from error
 
 
-def find(folder: Path) -> Checkpoint:
-    """The newest whole checkpoint of a run, `last` or else `previous`.
+def find(folder: Path, names: Sequence[str] = ("last", "previous")) -> Checkpoint:
+    """The first whole checkpoint of a run under one of some names.
 
     Args:
         folder: `.../checkpoints`.
+        names: In the order in which they are wanted.
 
     Raises:
         InputError: there is none that is whole.
     """
     faults: list[str] = []
-    for name in ("last", "previous"):
+    for name in names:
         if not (folder / name).is_dir():
             continue
-        fault = _fault(folder / name)
-        if not fault:
-            state = read_json(folder / name / STATE)
-            warning = f"{'; '.join(faults)}; using {folder / name}" if faults else ""
-            return Checkpoint(folder / name, state, warning)
-        faults.append(fault)
+        try:
+            found = read(folder / name)
+        except InputError as error:
+            faults.append(str(error))
+            continue
+        warning = f"{'; '.join(faults)}; using {found.folder}" if faults else ""
+        return Checkpoint(found.folder, found.state, warning)
     raise InputError("; ".join(faults) or f"no checkpoint in {folder}: the run saved none yet")
+
+
+def any_in(folder: Path) -> bool:
+    """Whether a run has saved anything to go on from."""
+    return any((folder / name).is_dir() for name in ("last", "previous"))
+
+
+def set_aside_damaged(folder: Path) -> None:
+    """Rename a damaged `last`, so that the next save does not make it the one to fall back on."""
+    if (folder / "last").is_dir() and _fault(folder / "last"):
+        shutil.rmtree(folder / "damaged", ignore_errors=True)
+        (folder / "last").rename(folder / "damaged")
 
 
 def read(folder: Path) -> Checkpoint:
@@ -136,16 +155,19 @@ def read(folder: Path) -> Checkpoint:
     """
     if fault := _fault(folder):
         raise InputError(fault)
-    return Checkpoint(folder, read_json(folder / STATE))
+    return Checkpoint(folder, read_json(folder / STATE)["progress"])
 
 
 def _fault(folder: Path) -> str:
     """What is wrong with a checkpoint, "" if it is whole."""
     try:
-        state = read_json(folder / STATE)
+        content = read_json(folder / STATE)
     except InputError as error:
         return str(error)
-    for name, digest in state.get("sha256", {}).items():
+    own = content.pop("own_sha256", None) if isinstance(content, dict) else None
+    if own is None or own != _digest_of(content) or MODEL not in content["sha256"]:
+        return f"{folder / STATE} was truncated or changed since it was saved"
+    for name, digest in content["sha256"].items():
         path = folder / name
         if not path.is_file():
             return f"{path} is missing"
@@ -162,6 +184,10 @@ def _replace(new: Path, folder: Path) -> None:
     new.rename(folder)
     if older.name.startswith("."):
         shutil.rmtree(older, ignore_errors=True)
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

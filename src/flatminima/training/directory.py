@@ -38,6 +38,7 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self.data = path / "data.json"
 
     def create(self, recipe: Recipe) -> None:
         """Start a new run here.
@@ -45,13 +46,23 @@ class RunDirectory:
         Raises:
             InputError: the directory holds another run, or cannot be written.
         """
+        self.check_free()
+        self.write_recipe(recipe)
+        write_json(self.path / "environment.json", environment())
+
+    def check_free(self) -> None:
+        """Refuse a directory that holds a run or a study.
+
+        Raises:
+            InputError: it does.
+        """
         if (self.path / "recipe.yaml").exists():
             raise InputError(
                 f"{self.path} holds another run: choose another --out, or continue that run with "
                 f"--resume {self.path}"
             )
-        self.write_recipe(recipe)
-        write_json(self.path / "environment.json", environment())
+        if (self.path / "study.json").exists() or (self.path / "results.json").exists():
+            raise InputError(f"{self.path} holds a study or results: choose another --out")
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write the settings."""
@@ -77,6 +88,21 @@ class RunDirectory:
         results: dict[str, Any] = read_json(self.path / "results.json")
         return results
 
+    def check_data(self, report: dict[str, Any]) -> None:
+        """Refuse to go on with data that are not those the run began with.
+
+        Raises:
+            InputError: their fingerprints differ.
+        """
+        if not self.data.is_file():
+            return
+        before = read_json(self.data).get("fingerprint")
+        if before != report["fingerprint"]:
+            raise InputError(
+                f"the data of {self.path} changed since the run began (fingerprint {before}, now "
+                f"{report['fingerprint']}): restore them, or start a new run"
+            )
+
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to the metrics.
 
@@ -99,7 +125,7 @@ class RunDirectory:
                 record = json.loads(line)
             except ValueError:  # the line that was being written when the run was killed
                 continue
-            if record["step"] <= step:
+            if isinstance(record, dict) and record.get("step", step + 1) <= step:
                 kept.append(line + "\n")
         write_text(self.metrics, "".join(kept))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -22,9 +23,11 @@ class Request:
 
 @contextmanager
 def deferred() -> Iterator[Request]:
-    """Turn the first SIGINT or SIGTERM into a request; the second acts as ever.
+    """Turn the first SIGINT or SIGTERM into a request; a second SIGINT acts as ever.
 
-    Outside the main thread signals cannot be caught, and the request is never made.
+    Under torchrun none does: it forwards the signals that its children got from the terminal too,
+    and kills children that linger. Outside the main thread signals cannot be caught, and the
+    request is never made.
     """
     request = Request()
     if threading.current_thread() is not threading.main_thread():
@@ -38,7 +41,8 @@ def deferred() -> Iterator[Request]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         request.made = True
-        restore()
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     for number in before:
         signal.signal(number, ask)

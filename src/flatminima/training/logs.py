@@ -19,17 +19,19 @@ class Log:
     def __init__(self, directory: RunDirectory | None, *, tensorboard: bool = False) -> None:
         self._directory = directory
         self._writer: Any = None
-        if tensorboard and directory is not None:
+        self._tensorboard = tensorboard and directory is not None
+        if self._tensorboard:
             require("tensorboard", "tensorboard")
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(directory.path / "tensorboard"))
 
     def write(self, record: dict[str, Any]) -> None:
         """Write a record; its "step" is the axis, its other numbers are curves."""
         if self._directory is None:
             return
         self._directory.log(record)
+        if self._tensorboard and self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._directory.path / "tensorboard"))
         if self._writer is not None:
             for name, value in record.items():
                 if name != "step" and isinstance(value, (int, float)):

@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from flatminima.errors import InputError
 from flatminima.objectives import Objective
 from flatminima.perturb import Perturbed, global_norm
 from flatminima.perturb.shares import cut, sample_count
+from flatminima.progress import Progress
 from flatminima.training import checkpoint
 from flatminima.training.batches import Epoch, batches_per_epoch
-from flatminima.training.data.progress import Progress
 from flatminima.training.directory import RunDirectory
-from flatminima.training.evaluate import evaluate, loader, to_device
-from flatminima.training.interrupts import Interrupted, deferred
+from flatminima.training.evaluate import Score, evaluate, loader, to_device
+from flatminima.training.interrupts import Interrupted, Request, deferred
 from flatminima.training.logs import Log
 from flatminima.training.recipe import LoopSpec
 
@@ -80,7 +80,7 @@ class Run:
     accelerator: Any
     model: nn.Module
     optimizer: Perturbed
-    scheduler: LRScheduler
+    scheduler: LambdaLR
     objective: Objective
     train: Any
     validation: Any | None
@@ -118,7 +118,7 @@ def train(run: Run, state: State, progress: Progress) -> State:
                     _end_of_epoch(run, state)
                 if epoch_done or (spec.save_every and state.step % spec.save_every == 0):
                     save(run, state)
-                if stop.made:
+                if _asked_to_stop(run, stop):
                     if not epoch_done:
                         save(run, state)
                     raise Interrupted(
@@ -150,6 +150,7 @@ def _rest_of_epoch(run: Run, step: int) -> Iterator[tuple[int, Any]]:
 
 def _timed_step(run: Run, state: State, samples: int, batch: Any) -> None:
     started = time.perf_counter()
+    before = [b.clone() for b in run.model.buffers()] if run.spec.on_nan == "skip" else []
     batch = to_device(batch, run.accelerator.device)
     loss = _gather_gradient(run, state, samples, batch)
     norm = _clip(run)
@@ -162,7 +163,10 @@ def _timed_step(run: Run, state: State, samples: int, batch: Any) -> None:
         finite = not run.stepper.step_was_skipped
     elif run.spec.on_nan == "stop":
         raise NonFinite(_not_finite(run, state, loss, norm))
-    state.skipped += not finite
+    if not finite:
+        state.skipped += 1
+        for buffer, value in zip(run.model.buffers(), before, strict=False):
+            buffer.copy_(value)
     run.stepper.zero_grad()
     rates = [group["lr"] for group in run.optimizer.param_groups]
     run.scheduler.step()
@@ -199,7 +203,7 @@ def _gather_gradient(run: Run, state: State, total: int, batch: Any) -> Tensor:
         for start in range(0, samples, size):
             stop = min(start + size, samples)
             micro = cut(piece, start, stop, samples) if size < samples else piece
-            last = optimizer.is_last_pass and stop == samples
+            last = optimizer.must_synchronize and stop == samples
             with nullcontext() if last else accelerator.no_sync(run.model):
                 with accelerator.autocast(), torch.set_grad_enabled(current.backward):
                     part = run.objective(run.model, micro)
@@ -227,9 +231,7 @@ def _end_of_epoch(run: Run, state: State) -> None:
     epoch = -(-state.step // run.per_epoch)
     record: dict[str, Any] = {"step": state.step, "epoch": epoch}
     if run.validation is not None:
-        model = run.accelerator.unwrap_model(run.model)
-        batches = loader(run.validation, run.spec.batch_size)
-        score = evaluate(model, batches, run.accelerator.device)
+        score = _validate(run)
         record |= {"validation_accuracy": score.accuracy, "validation_loss": score.loss}
         if score.accuracy > state.best_accuracy:
             state.best_accuracy, state.best_step = score.accuracy, state.step
@@ -243,8 +245,41 @@ def _end_of_epoch(run: Run, state: State) -> None:
     run.log.write(record)
 
 
+def _validate(run: Run) -> Score:
+    """The first process's score, which all go by: BatchNorm statistics are each process's own."""
+    found = torch.zeros(2, dtype=torch.float64, device=run.accelerator.device)
+    if run.accelerator.is_main_process:
+        model = run.accelerator.unwrap_model(run.model)
+        batches = loader(run.validation, run.spec.batch_size)
+        score = evaluate(model, batches, run.accelerator.device)
+        found += torch.tensor([score.accuracy, score.loss])
+    if run.accelerator.num_processes > 1:
+        torch.distributed.broadcast(found, src=0)
+    return Score(*found.tolist())
+
+
+def _asked_to_stop(run: Run, stop: Request) -> bool:
+    """Whether any process was asked to: signals reach them at different steps."""
+    if run.accelerator.num_processes == 1:
+        return stop.made
+    asked = torch.tensor([float(stop.made)], device=run.accelerator.device)
+    torch.distributed.all_reduce(asked)
+    return bool(asked > 0)
+
+
 def save(run: Run, state: State, name: str = "last") -> None:
-    """Write a checkpoint, by the main process alone."""
+    """Write a checkpoint, by the main process alone.
+
+    Raises:
+        NonFinite: a weight is not finite; the checkpoints before are left as they are.
+        InputError: it cannot be written.
+    """
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in run.parameters):
+        kept = run.directory.checkpoints / "last"
+        raise NonFinite(
+            f"after step {state.step} weights are not finite; the last good checkpoint is {kept}. "
+            "Lower --lr or --sigma, or set --max-grad-norm"
+        )
     if not run.accelerator.is_main_process:
         return
     tensors = {
@@ -276,16 +311,24 @@ def load(run: Run, found: checkpoint.Checkpoint) -> State:
     torch.set_rng_state(tensors["random"]["cpu"])
     if torch.cuda.is_available() and tensors["random"]["cuda"]:
         torch.cuda.set_rng_state_all(tensors["random"]["cuda"])
-    return State(**{key: value for key, value in found.state.items() if key != "sha256"})
+    return State(**found.state)
+
+
+def change_learning_rate(run: Run, rate: float) -> None:
+    """Let a resumed run go on with another learning rate, its schedule as it was."""
+    run.scheduler.base_lrs = [rate for _ in run.scheduler.base_lrs]
+    for group, factor in zip(run.optimizer.param_groups, run.scheduler.lr_lambdas, strict=True):
+        group["initial_lr"] = rate
+        group["lr"] = rate * factor(run.scheduler.last_epoch)
 
 
 def _not_finite(run: Run, state: State, loss: Tensor, norm: Tensor) -> str:
     kept = run.directory.checkpoints / "last"
-    saved = f"the last good checkpoint is {kept}" if kept.is_dir() else "no checkpoint yet"
     return (
         f"at step {state.step + 1} the loss is {loss.item():g} and the gradient norm "
-        f"{norm.item():g}; {saved}. Lower --lr or --sigma, set --max-grad-norm, or leave such "
-        "steps out with --on-nan skip"
+        f"{norm.item():g}; the last good checkpoint is {kept}. Go on from it with --resume "
+        f"{run.directory.path} and --lr, --max-grad-norm or --on-nan skip, or start anew with a "
+        "lower --lr or --sigma"
     )
 
 

@@ -10,9 +10,9 @@ import torch
 
 from flatminima.errors import InputError
 from flatminima.measure import CurvatureReport
+from flatminima.progress import Progress, silent
 from flatminima.training import checkpoint
 from flatminima.training.assemble import prepare
-from flatminima.training.data.progress import Progress, silent
 from flatminima.training.directory import RunDirectory
 from flatminima.training.recipe import Recipe
 from flatminima.training.run import measure
@@ -36,7 +36,8 @@ def measure_target(
         say: Told what a user should read.
 
     Returns:
-        The report, and the directory of the run (None for a model that is no run).
+        The report, and the file in the run's directory to write it to (None for a model that is
+        no run).
 
     Raises:
         InputError: the target is none of these, or is not whole.
@@ -56,14 +57,16 @@ def measure_target(
     recipe = RunDirectory(home).read_recipe().but(pretrain=False, **said)
     prepared = prepare(recipe, progress)
     found.load_model(prepared.built.model)
-    return measure(prepared, prepared.built.model, device, progress), home
+    whole_run = Path(target).resolve() == home.resolve()
+    file = "measure.json" if whole_run else f"measure-{found.folder.name}.json"
+    return measure(prepared, prepared.built.model, device, progress), home / file
 
 
 def _locate(path: Path) -> tuple[checkpoint.Checkpoint | None, Path | None]:
     if (path / "recipe.yaml").is_file():
-        if RunDirectory(path).read_recipe().loop.keep == "best":
-            return checkpoint.read(path / "checkpoints" / "best"), path
-        return checkpoint.find(path / "checkpoints"), path
+        best = RunDirectory(path).read_recipe().loop.keep == "best"
+        names = ("best", "last", "previous") if best else ("last", "previous")
+        return checkpoint.find(path / "checkpoints", names), path
     run = path.parent.parent
     if path.parent.name == "checkpoints" and (run / "recipe.yaml").is_file():
         return checkpoint.read(path), run

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 
 from flatminima.errors import InputError, require, unknown
+from flatminima.files import write_json
 from flatminima.training.data.encode import Encoding
 from flatminima.training.data.examples import DataSet
 from flatminima.training.networks import CNN, MLP
@@ -82,8 +85,11 @@ def build(name: str, data: DataSet, *, new_head: bool = False) -> Built:
         return _from_config(_read_config(Path(name.removeprefix("config:"))), name, data)
     if name == "minilm":
         return _pretrained(str(_minilm()), data, new_head)
-    if "/" not in name and not Path(name).exists():
-        raise unknown("model", name, (*BUILTIN, *CONFIGURED, "minilm"))
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().exists():
+        raise InputError(f"no such model folder: {name}")
+    known = (*BUILTIN, *CONFIGURED, "minilm")
+    if not Path(name).exists() and difflib.get_close_matches(name, known, n=1, cutoff=0.6):
+        raise unknown("model", name, known)
     return _pretrained(name, data, new_head)
 
 
@@ -117,7 +123,8 @@ def _from_config(settings: dict[str, Any], name: str, data: DataSet) -> Built:
         raise InputError(f"cannot use the config of {name!r}: {_first_line(error)}") from error
     auto = _auto_class(data)
     encoding = Encoding(size=getattr(config, "image_size", None), channels=3)
-    companions: Callable[[Path], None] = config.save_pretrained
+
+    companions = _together(config.save_pretrained, partial(_write_processor, encoding.size))
     if data.kind == "text":
         if not hasattr(config, "vocab_size"):
             raise InputError(f"the model {name!r} takes no text, but {data.name} holds text")
@@ -126,10 +133,7 @@ def _from_config(settings: dict[str, Any], name: str, data: DataSet) -> Built:
         config.pad_token_id = tokenizer.pad_token_id
         encoding = Encoding(tokenizer=tokenizer)
 
-        def companions(folder: Path) -> None:
-            config.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-
+        companions = _together(config.save_pretrained, tokenizer.save_pretrained)
     try:
         model = auto.from_config(config)
     except (ValueError, TypeError) as error:
@@ -149,7 +153,10 @@ def _pretrained(name: str, data: DataSet, new_head: bool) -> Built:
     except InputError:
         raise
     except Exception as error:  # transformers and safetensors raise types of all kinds here
-        raise InputError(f"cannot load the model {name!r}: {_first_line(error)}") from error
+        raise InputError(
+            f"cannot load the model {name!r}: {_first_line(error)}; give a folder that "
+            "save_pretrained wrote, or a hub id while online"
+        ) from error
     if data.kind == "text":
         if processor.pad_token is None:
             processor.pad_token = processor.eos_token
@@ -158,11 +165,23 @@ def _pretrained(name: str, data: DataSet, new_head: bool) -> Built:
     else:
         encoding = Encoding.from_image_processor(processor)
 
-    def companions(folder: Path) -> None:
-        model.config.save_pretrained(folder)
-        processor.save_pretrained(folder)
-
+    companions = _together(model.config.save_pretrained, processor.save_pretrained)
     return Built(model, encoding, "transformers", False, companions)
+
+
+def _together(*writers: Callable[[Path], Any]) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        for writer in writers:
+            writer(folder)
+
+    return write
+
+
+def _write_processor(size: int | None, folder: Path) -> None:
+    """Say how images were prepared, in the file that transformers reads it from."""
+    settings = {"image_processor_type": "ViTImageProcessor", "do_normalize": False}
+    square = {"height": size, "width": size}
+    write_json(folder / "preprocessor_config.json", {**settings, "size": square})
 
 
 def _check_head(name: str, config: Any, data: DataSet, new_head: bool) -> None:
@@ -224,4 +243,4 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(".") if lines else type(error).__name__

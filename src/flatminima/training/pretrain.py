@@ -7,16 +7,19 @@ source examples and the seed, so they are kept under a hash of the three.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
-from flatminima.errors import require
+from flatminima.errors import InputError, require
 from flatminima.files import write_bytes
 from flatminima.objectives import Supervised
+from flatminima.progress import Progress, silent
 from flatminima.training.batches import Epoch
 from flatminima.training.data.encode import Encoding, encode
 from flatminima.training.data.examples import DataSet
@@ -25,7 +28,9 @@ from flatminima.training.evaluate import loader
 EPOCHS, LEARNING_RATE, MOMENTUM, BATCH_SIZE = 40, 0.1, 0.9, 32
 
 
-def pretrain(model: nn.Module, data: DataSet, encoding: Encoding, seed: int) -> None:
+def pretrain(
+    model: nn.Module, data: DataSet, encoding: Encoding, seed: int, progress: Progress = silent
+) -> None:
     """Train a model in place on `data.source`, or load what that gave before.
 
     Args:
@@ -33,6 +38,7 @@ def pretrain(model: nn.Module, data: DataSet, encoding: Encoding, seed: int) -> 
         data: Its `source` examples are trained on.
         encoding: What the model needs of its inputs.
         seed: Orders the batches.
+        progress: Told of each epoch.
     """
     assert data.source is not None
     safetensors = require("safetensors.torch", "cli")
@@ -56,8 +62,10 @@ def pretrain(model: nn.Module, data: DataSet, encoding: Encoding, seed: int) -> 
             torch.autograd.backward(objective(model, batch))
             optimizer.step()
             scheduler.step()
+        progress("pretraining", epoch + 1, EPOCHS)
     optimizer.zero_grad()
-    write_bytes(cached, safetensors.save(model.state_dict()))
+    with contextlib.suppress(InputError):  # a cache that cannot be written is only slower
+        write_bytes(cached, safetensors.save(model.state_dict()))
 
 
 def _key(model: nn.Module, data: DataSet, seed: int) -> str:
@@ -65,7 +73,8 @@ def _key(model: nn.Module, data: DataSet, seed: int) -> str:
     recipe = (EPOCHS, LEARNING_RATE, MOMENTUM, BATCH_SIZE, seed, repr(model), torch.__version__)
     digest = hashlib.sha256(repr(recipe).encode())
     digest.update(data.source.targets.tobytes())
-    digest.update(repr(data.source.inputs).encode())
+    inputs = data.source.inputs
+    digest.update(inputs.tobytes() if isinstance(inputs, np.ndarray) else repr(inputs).encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()[:32]

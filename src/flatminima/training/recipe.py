@@ -86,7 +86,9 @@ class OptimizerSpec:
 class LoopSpec:
     """How long, in which precision, and what is kept."""
 
-    epochs: int | None = _option(None, "passes over the data (default: 60 for mlp and cnn, else 5)")
+    epochs: int | None = _option(
+        None, "passes over the data (default: 60 for mlp and cnn, 20 for random weights, else 5)"
+    )
     equal: Literal["epochs", "gradients"] = _option(
         "epochs",
         "what methods have in common: epochs, or gradients, where a method of two gradients a step "
@@ -163,11 +165,12 @@ class Recipe:
         _at_least("rho", self.perturb.rho, 0)
         _at_least("num_perturbations", self.perturb.num_perturbations, 1)
         _at_least("clean_weight", self.perturb.clean_weight, 0, most=1)
-        _at_least("lr", self.optimizer.lr, 0)
+        _at_least("lr", self.optimizer.lr, 0, most=1e30)
+        _at_least("seed", self.loop.seed, 0, most=2**63 - 1)
         _at_least("momentum", self.optimizer.momentum, 0, most=1)
         _at_least("weight_decay", self.optimizer.weight_decay, 0)
         _at_least("warmup", self.optimizer.warmup, 0, most=1)
-        _at_least("max_grad_norm", self.optimizer.max_grad_norm, 0)
+        _at_least("max_grad_norm", self.optimizer.max_grad_norm, 1e-30)
         for name in ("epochs", "batch_size", "micro_batch_size", "early_stopping", "save_every"):
             _at_least(name, getattr(self.loop, name), 1)
         for name in ("probes", "draws"):
@@ -185,6 +188,8 @@ class Recipe:
         hints = option_types()
         sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
         for name, value in values.items():
+            if name == "seeds":
+                raise InputError("the recipe key 'seeds' is for `flatminima compare`: leave it out")
             if name not in hints:
                 raise unknown("recipe key", name, hints)
             section, kind = hints[name]
@@ -213,7 +218,7 @@ class Recipe:
             "rho": 0.1 if small else 0.05,
             "optimizer": "sgd" if small else "adamw",
             "lr": 0.05 if small else 5e-4 if random_weights else 5e-5,
-            "epochs": 60 if small else 5,
+            "epochs": 60 if small else 20 if random_weights else 5,
             "measure_sigma": sigma,
             "measure_samples": 1000 if small else 128,
             "probes": 100 if small else 20,
@@ -265,6 +270,7 @@ def read(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         first = " ".join(str(error).split())
         raise InputError(f"the recipe {path} is not valid YAML: {first}") from error
+    content = {} if content is None else content
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"the recipe {path} must be a mapping of names to values, as `lr: 0.05`")
     return content
@@ -295,13 +301,21 @@ def _cast(name: str, value: Any, kind: Any) -> Any:
     for number in (int, float):
         if number in choices:
             try:
-                if isinstance(value, bool) or (number is int and float(value) != int(float(value))):
+                if isinstance(value, bool):
                     raise ValueError
-                return number(float(value)) if number is int else number(value)
+                return _whole(value) if number is int else number(value)
             except (TypeError, ValueError, OverflowError):
                 what = "a whole number" if number is int else "a number"
                 raise InputError(f"{flag(name)} is {value!r}: give {what}") from None
     return str(value)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, float) or (isinstance(value, str) and not value.strip("+-").isdigit()):
+        if float(value) != int(float(value)):
+            raise ValueError
+        return int(float(value))
+    return int(value)
 
 
 def _literal(word: str) -> Any:
@@ -318,15 +332,16 @@ def _literal(word: str) -> Any:
 def _check_choices(section: Any) -> None:
     for name, kind in get_type_hints(type(section)).items():
         value = getattr(section, name)
-        literals = [choice for choice in _literals(kind) if choice is not None]
-        if literals and value is not None and value not in literals:
-            raise unknown(f"value of {flag(name)}", value, literals)
+        choices = literals(kind)
+        if choices and value is not None and value not in choices:
+            raise unknown(f"value of {flag(name)}", value, choices)
 
 
-def _literals(kind: Any) -> list[Any]:
+def literals(kind: Any) -> list[Any]:
+    """The choices of a field, empty where it has none."""
     if getattr(kind, "__origin__", None) is Literal:
         return list(get_args(kind))
-    return [choice for part in get_args(kind) for choice in _literals(part)]
+    return [choice for part in get_args(kind) for choice in literals(part)]
 
 
 def _at_least(name: str, value: float | None, least: float, most: float = math.inf) -> None:

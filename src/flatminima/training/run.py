@@ -14,12 +14,13 @@ from torch.utils.data import Subset
 from flatminima.files import write_json
 from flatminima.measure import CurvatureReport, curvature
 from flatminima.objectives import Supervised
+from flatminima.progress import Progress, silent
 from flatminima.training import checkpoint, loop
 from flatminima.training.assemble import Prepared, assemble, make_accelerator, prepare
 from flatminima.training.data.encode import encode
-from flatminima.training.data.progress import Progress, silent
 from flatminima.training.directory import RunDirectory
 from flatminima.training.evaluate import evaluate, loader, to_device
+from flatminima.training.interrupts import Interrupted
 from flatminima.training.memory import peak_bytes, reset_peak
 from flatminima.training.recipe import Recipe
 from flatminima.training.threads import fitting_threads
@@ -27,13 +28,16 @@ from flatminima.training.threads import fitting_threads
 Say = Callable[[str], None]
 
 
-def finetune(recipe: Recipe, out: Path, *, progress: Progress = silent) -> dict[str, Any]:
+def finetune(
+    recipe: Recipe, out: Path, *, progress: Progress = silent, say: Say = print
+) -> dict[str, Any]:
     """Start a run, train, measure, and leave its results in a new directory.
 
     Args:
         recipe: All settings.
         out: The run directory, which must not hold a run.
         progress: Told how far each stage is.
+        say: Told what a user should read.
 
     Returns:
         The content of results.json.
@@ -43,33 +47,66 @@ def finetune(recipe: Recipe, out: Path, *, progress: Progress = silent) -> dict[
         Interrupted: Ctrl-C; the run was saved.
     """
     directory = RunDirectory(out)
+    if is_main_process():
+        directory.check_free()
     accelerator = make_accelerator(recipe)
     prepared = prepare(recipe, progress)
-    if accelerator.is_main_process:
-        directory.create(prepared.recipe)
-        write_json(out / "data.json", prepared.data.report)
     with fitting_threads(prepared.built.model):
-        return _train_and_measure(prepared, directory, accelerator, None, progress)
+        run = assemble(prepared, directory, accelerator)
+        if accelerator.is_main_process:
+            directory.create(prepared.recipe)
+            write_json(directory.data, prepared.data.report)
+        loop.save(run, loop.State())
+        return _train_and_measure(prepared, run, loop.State(), progress, say)
 
 
-def resume(out: Path, *, progress: Progress = silent, say: Say = print) -> dict[str, Any]:
+CHANGEABLE = ("lr", "max_grad_norm", "on_nan")
+"""What may be changed when a run is resumed: how to get past a loss that is not finite."""
+
+
+def resume(
+    out: Path,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+    say: Say = print,
+) -> dict[str, Any]:
     """Continue a run exactly where its last whole checkpoint stands.
 
+    Args:
+        out: The run directory.
+        changes: New values for `CHANGEABLE` fields of the recipe.
+        progress: Told how far each stage is.
+        say: Told what a user should read.
+
     Raises:
-        InputError: there is no run, or none of its checkpoints is whole.
+        InputError: there is no run, none of its checkpoints is whole, its data are not what they
+            were, or a change is not possible.
     """
     directory = RunDirectory(out)
-    recipe = directory.read_recipe()
+    recipe = directory.read_recipe().but(**(changes or {}))
     if directory.finished:
         say(f"{out} is finished already")
         return directory.read_results()
-    accelerator = make_accelerator(recipe)
-    found = checkpoint.find(directory.checkpoints) if directory.checkpoints.is_dir() else None
+    found = None
+    if checkpoint.any_in(directory.checkpoints):
+        found = checkpoint.find(directory.checkpoints)
     if found is not None and found.warning:
         say(found.warning)
+    accelerator = make_accelerator(recipe)
+    if is_main_process():
+        checkpoint.set_aside_damaged(directory.checkpoints)
     prepared = prepare(recipe, progress)
+    directory.check_data(prepared.data.report)
     with fitting_threads(prepared.built.model):
-        return _train_and_measure(prepared, directory, accelerator, found, progress)
+        run = assemble(prepared, directory, accelerator)
+        state = loop.State() if found is None else loop.load(run, found)
+        if changes and "lr" in changes:
+            loop.change_learning_rate(run, float(recipe.optimizer.lr or 0))
+        if accelerator.is_main_process:
+            directory.write_recipe(prepared.recipe)
+            directory.drop_metrics_after(state.step)
+        return _train_and_measure(prepared, run, state, progress, say)
 
 
 def job(payload: Mapping[str, Any], directory: Path) -> None:
@@ -77,7 +114,7 @@ def job(payload: Mapping[str, Any], directory: Path) -> None:
     if (directory / "recipe.yaml").exists():
         resume(directory, say=_to_stderr)
     else:
-        finetune(Recipe.from_flat(payload), directory)
+        finetune(Recipe.from_flat(payload), directory, say=_to_stderr)
 
 
 def measure(
@@ -118,27 +155,26 @@ def measure(
 
 
 def _train_and_measure(
-    prepared: Prepared,
-    directory: RunDirectory,
-    accelerator: Any,
-    found: checkpoint.Checkpoint | None,
-    progress: Progress,
+    prepared: Prepared, run: loop.Run, state: loop.State, progress: Progress, say: Say
 ) -> dict[str, Any]:
     reset_peak()
-    run = assemble(prepared, directory, accelerator)
-    state = loop.State()
-    if found is not None:
-        state = loop.load(run, found)
-    if accelerator.is_main_process:
-        directory.drop_metrics_after(state.step)
-    state = loop.train(run, state, progress)
+    try:
+        state = loop.train(run, state, progress)
+    except Interrupted:
+        _end_processes()
+        raise
     run.log.close()
+    _end_processes()
     peak = peak_bytes()
-    model = accelerator.unwrap_model(run.model)
-    if prepared.recipe.loop.keep == "best":
-        checkpoint.read(directory.checkpoints / "best").load_model(model)
+    directory, accelerator = run.directory, run.accelerator
     if not accelerator.is_main_process:
         return {}
+    model = accelerator.unwrap_model(run.model)
+    if prepared.recipe.loop.keep == "best":
+        best = checkpoint.find(directory.checkpoints, ("best", "last", "previous"))
+        if best.warning:
+            say(best.warning)
+        best.load_model(model)
     test = encode(prepared.data.test, prepared.data, prepared.built.encoding)
     batches = loader(test, prepared.recipe.loop.batch_size)
     score = evaluate(model, batches, accelerator.device)
@@ -162,7 +198,6 @@ def _train_and_measure(
         "skipped_steps": state.skipped,
         "stopped_early": state.stopped_early,
         "curvature": None if report is None else report.to_dict(),
-        "data": prepared.data.report,
     }
     write_json(directory.path / "results.json", results)
     return results
@@ -187,3 +222,10 @@ def _to_stderr(text: str) -> None:
 def is_main_process() -> bool:
     """Whether this is the first of the processes that torchrun started."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def _end_processes() -> None:
+    """Leave the process group together; a process that exits within it may be aborted."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

@@ -10,10 +10,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from flatminima.progress import Progress
 from flatminima.training.data.encode import Encoding, Tokenizer, encode
 from flatminima.training.data.examples import DataSet, Examples
 from flatminima.training.data.load import SOURCES, load
-from flatminima.training.data.progress import Progress
 from flatminima.training.data.spec import DataSpec
 
 if TYPE_CHECKING:

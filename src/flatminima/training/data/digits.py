@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from flatminima.errors import require
+from flatminima.progress import Progress
 from flatminima.training.data.examples import Examples, Raw
-from flatminima.training.data.progress import Progress
 from flatminima.training.data.spec import DataSpec
 from flatminima.training.data.streams import stream
 

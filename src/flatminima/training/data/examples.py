@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -99,3 +100,17 @@ class DataSet:
     clean_targets: Targets
     report: dict[str, Any]
     spec: DataSpec
+
+
+def fingerprint(parts: Iterable[Examples]) -> str:
+    """Tells data sets apart: a hash of targets and inputs; of image files their names and sizes."""
+    digest = hashlib.sha256()
+    for examples in parts:
+        digest.update(examples.targets.tobytes())
+        if isinstance(examples.inputs, np.ndarray):
+            digest.update(examples.inputs.tobytes())
+            continue
+        for entry in examples.inputs:
+            known = (entry.name, entry.stat().st_size) if isinstance(entry, Path) else entry
+            digest.update(known if isinstance(known, bytes) else repr(known).encode())
+    return digest.hexdigest()[:16]

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from flatminima.errors import InputError
+from flatminima.progress import Progress
 from flatminima.training.data.examples import Examples, Raw
 from flatminima.training.data.images import SUFFIXES, sound
 from flatminima.training.data.labels import check_left, check_several
-from flatminima.training.data.progress import Progress
 from flatminima.training.data.spec import DataSpec
 from flatminima.training.data.splits import SPLIT_NAMES
 

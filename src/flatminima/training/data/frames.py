@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flatminima.errors import InputError
+from flatminima.progress import Progress
 from flatminima.training.data.columns import Columns
 from flatminima.training.data.examples import Examples, Inputs, Raw
 from flatminima.training.data.images import sound
 from flatminima.training.data.labels import check_left, encode_labels
-from flatminima.training.data.progress import Progress
 from flatminima.training.data.spec import OnBadFile
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from flatminima.errors import InputError, require
+from flatminima.progress import Progress
 from flatminima.training.data.columns import choose
 from flatminima.training.data.examples import Raw
 from flatminima.training.data.frames import assemble
-from flatminima.training.data.progress import Progress
 from flatminima.training.data.spec import DataSpec
 from flatminima.training.data.splits import SPLIT_NAMES
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatminima.errors import InputError, require
-from flatminima.training.data.progress import Progress
+from flatminima.progress import Progress
 from flatminima.training.data.spec import OnBadFile
 
 SUFFIXES = frozenset(

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from flatminima.errors import InputError, unknown
+from flatminima.progress import Progress, silent
 from flatminima.training.data import digits, folder, hub, pydocs, table
-from flatminima.training.data.examples import DataSet, Examples, Raw, Targets
+from flatminima.training.data.examples import DataSet, Examples, Raw, Targets, fingerprint
 from flatminima.training.data.label_noise import add_label_noise
-from flatminima.training.data.progress import Progress, silent
 from flatminima.training.data.spec import DataSpec
 from flatminima.training.data.splits import cut, subsample
 from flatminima.training.data.streams import stream
@@ -177,6 +177,7 @@ def _report(
             "count": len(raw.source),
             "per_class": _per_class(raw.source.targets, raw.classes),
         }
+    report["fingerprint"] = fingerprint(parts.values())
     return {**report, "label_noise": dict(noise), "details": raw.details}
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from flatminima.errors import InputError
+from flatminima.progress import Progress
 from flatminima.training.data.examples import Examples, Raw
-from flatminima.training.data.progress import Progress
 from flatminima.training.data.spec import DataSpec
 
 CLASSES = 10

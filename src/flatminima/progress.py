@@ -1,4 +1,4 @@
-"""How a slow stage says where it is."""
+"""How something slow says where it is."""
 
 from __future__ import annotations
 
