@@ -4,7 +4,8 @@ import pytest
 
 from flatminima.errors import InputError
 from flatminima.training.assemble import for_methods
-from flatminima.training.recipe import SECTIONS, Recipe, dump, option_types, parse_method, read
+from flatminima.training.recipe import Recipe, dump, option_types, parse_method, read
+from flatminima.training.specs import SECTIONS
 
 
 def test_no_two_sections_share_a_field_name():

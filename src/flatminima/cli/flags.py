@@ -8,7 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from flatminima.training.recipe import SECTIONS, Recipe, flag, literals, option_types, read
+from flatminima.training.recipe import Recipe, flag, literals, option_types, read
+from flatminima.training.specs import SECTIONS
 
 TITLES = {
     "data": "data",

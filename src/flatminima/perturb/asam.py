@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flatminima.perturb.cards import Card, register
-from flatminima.perturb.engine import Options
+from flatminima.perturb.options import Options, between
 from flatminima.perturb.sam import SAM, normalized
 from flatminima.perturb.weights import Slot
-from flatminima.perturb.wrapper import between
 
 
 @register()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flatminima.errors import InputError, unknown
+from flatminima.perturb.options import Options
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -84,8 +85,6 @@ def options(name: str) -> list[str]:
     names: list[str] = []
     for parameter in list(inspect.signature(cls).parameters.values())[1:]:
         if parameter.kind is parameter.VAR_KEYWORD:
-            from flatminima.perturb.engine import Options
-
             names += Options.__annotations__
         else:
             names.append(parameter.name)

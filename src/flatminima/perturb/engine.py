@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
-from typing import Any, TypedDict, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,14 @@ from torch.optim import Optimizer
 
 from flatminima.errors import InputError
 from flatminima.perturb.buffers import Buffers
+from flatminima.perturb.options import whole
 from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.randomness import Replay
 from flatminima.perturb.ranks import rank
 from flatminima.perturb.schedules import Schedule
 from flatminima.perturb.shares import WHOLE, bounds, cut, fraction, sample_count
 from flatminima.perturb.weights import Gradients, Weights
-from flatminima.perturb.wrapper import Wrapper, whole
+from flatminima.perturb.wrapper import Wrapper
 
 NOT_RUN = """step() needs the gradients of this step's passes first. Either
 
@@ -43,17 +44,6 @@ returns the loss."""
 
 LOST = """.grad was emptied or replaced while passes ran, so the passes before are lost from it: \
 inside the loop call optimizer.zero_grad() or none, and let backward() add to .grad"""
-
-
-class Options(TypedDict, total=False):
-    """What every method takes beside its own options; see `Perturbed`."""
-
-    schedule: Schedule | None
-    interval: int
-    seed: int | None
-    share_masks: bool
-    model: nn.Module | None
-    scaler: torch.amp.GradScaler | None
 
 
 class Perturbed(Wrapper):

@@ -11,11 +11,10 @@ from torch.optim import Optimizer
 
 from flatminima.errors import InputError
 from flatminima.perturb.cards import Card, register
-from flatminima.perturb.engine import Options
+from flatminima.perturb.options import Options, between, whole
 from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.sam import EPSILON, SAM
 from flatminima.perturb.weights import Weights, global_norm, inner_product
-from flatminima.perturb.wrapper import between, whole
 
 
 @register()

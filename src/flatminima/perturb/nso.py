@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 
 from flatminima.errors import InputError, unknown
 from flatminima.perturb.cards import Card, register
-from flatminima.perturb.engine import Options, Perturbed
+from flatminima.perturb.engine import Perturbed
 from flatminima.perturb.noise import Noise, Scale
+from flatminima.perturb.options import Options, between, whole
 from flatminima.perturb.plans import Move, Pass, Turn
 from flatminima.perturb.ranks import world_size
 from flatminima.perturb.weights import Weights
-from flatminima.perturb.wrapper import between, whole
 
 SOURCE = "Zhang, Li, Ju, 2024, arXiv 2306.08553"
 SIGNS = ("paired", "split", "alternate")

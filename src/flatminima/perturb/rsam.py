@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flatminima.perturb.cards import Card, register
-from flatminima.perturb.engine import Options
 from flatminima.perturb.noise import Noise
+from flatminima.perturb.options import Options, between
 from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.sam import SAM, normalized
 from flatminima.perturb.weights import Slot, Weights
-from flatminima.perturb.wrapper import between
 
 
 @register()

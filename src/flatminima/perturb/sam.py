@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flatminima.perturb.cards import Card, register
-from flatminima.perturb.engine import Options, Perturbed
+from flatminima.perturb.engine import Perturbed
+from flatminima.perturb.options import Options
 from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.weights import Slot, Weights, global_norm
 

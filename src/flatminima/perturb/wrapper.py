@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
-import numbers
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatminima.errors import InputError
+from flatminima.perturb import options
 from flatminima.perturb.cards import Card
 from flatminima.perturb.noise import Noise, Stream, tensor_ids
 from flatminima.perturb.schedules import Schedule, constant, describe
@@ -62,7 +61,9 @@ class Wrapper(Optimizer):
         self.model = model
         self.scaler = scaler
         self._default_strength = strength
-        self._stream = Stream(torch.initial_seed() if seed is None else whole("seed", seed, 0))
+        self._stream = Stream(
+            torch.initial_seed() if seed is None else options.whole("seed", seed, 0)
+        )
         self._steps = 0
         self._memory: list[dict[str, Tensor]] = []
         self._staged: list[dict[str, Tensor]] | None = None
@@ -77,9 +78,9 @@ class Wrapper(Optimizer):
 
     def strength(self, group: dict[str, Any]) -> float:
         """Sigma or rho of a group at this step, schedule included."""
-        own = _checked(self.strength_name, group[self.strength_name])
+        own = options.strength(self.strength_name, group[self.strength_name])
         factor = self.schedule(self._steps)
-        return _checked(f"the schedule's {self.strength_name}", own * factor)
+        return options.strength(f"the schedule's {self.strength_name}", own * factor)
 
     def _slots(self) -> list[Slot]:
         """The parameters that may be moved at this step, each with a draft of its memory."""
@@ -161,7 +162,9 @@ class Wrapper(Optimizer):
                 "a parameter stands twice in one group of the optimizer: give each once, for "
                 "instance list(dict.fromkeys(parameters))"
             )
-        _checked(self.strength_name, group.setdefault(self.strength_name, self._default_strength))
+        options.strength(
+            self.strength_name, group.setdefault(self.strength_name, self._default_strength)
+        )
 
     def _name_tensors(self) -> list[int]:
         """Ids of the noise streams: by name where names are known, else by position."""
@@ -245,42 +248,3 @@ def _check_base(base: Any) -> None:
         raise InputError(
             "no trainable parameters: every parameter of the optimizer has requires_grad=False"
         )
-
-
-def _checked(name: str, value: Any) -> float:
-    """A strength as a float.
-
-    Raises:
-        InputError: it is negative or not finite.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InputError(f"{name} must be a number, not {value!r}")
-    if not math.isfinite(value) or value < 0:
-        raise InputError(f"{name} must be finite and at least 0, not {value!r}")
-    return float(value)
-
-
-def whole(name: str, value: Any, least: int = 1) -> int:
-    """An option that counts something.
-
-    Raises:
-        InputError: it is no integer or less than `least`.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise InputError(f"{name} must be an integer, not {value!r}")
-    if value < least:
-        raise InputError(f"{name} must be at least {least}, not {value}")
-    return int(value)
-
-
-def between(name: str, value: Any, low: float, high: float) -> float:
-    """An option that lies in a range.
-
-    Raises:
-        InputError: it is no number or outside.
-    """
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not low <= value <= high:
-        bound = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
-        raise InputError(f"{name} must be a number {bound}, not {value!r}")
-    return float(value)

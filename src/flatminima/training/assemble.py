@@ -24,7 +24,8 @@ from flatminima.training.data.load import load as load_data
 from flatminima.training.directory import RunDirectory
 from flatminima.training.logs import Log
 from flatminima.training.pretrain import pretrain
-from flatminima.training.recipe import OptimizerSpec, Recipe, parse_method
+from flatminima.training.recipe import Recipe, parse_method
+from flatminima.training.specs import OptimizerSpec
 from flatminima.training.threads import fitting_threads
 
 

