@@ -76,6 +76,7 @@ def main(rank, directory):
                 name, rank=rank, ranks=2, face="closure", gradient_as_bucket_view=view
             )
     torch.save(found, directory / f"{rank}.pt")
+    distributed.barrier()  # a rank that leaves early may abort the other
     distributed.destroy_process_group()
 
 

@@ -18,7 +18,7 @@ def both(tmp_path_factory):
     directory = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, str(Path(ranks.__file__))]
     processes = [subprocess.Popen([*command, str(rank), str(directory)]) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
     return [torch.load(directory / f"{rank}.pt") for rank in range(2)]
 
 
