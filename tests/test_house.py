@@ -166,6 +166,17 @@ def test_the_committed_results_show_what_the_readme_claims():
         assert trace < 0.5 * plain["hessian_trace"]["mean"]
 
 
+def test_the_readme_says_of_the_transformer_what_was_measured():
+    results = json.loads((ROOT / "docs/results/pydocs-minilm.json").read_text())
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    for method in ("nso", "nso-one-pass", "sam"):
+        gain = results["paired"][method]["test_accuracy"]
+        low, high = (100 * bound for bound in gain["ci95"])
+        assert f"{100 * gain['difference']:+.1f}" in readme
+        assert f"[{low:+.1f}, {high:+.1f}]" in readme
+        assert low < 0 < high
+
+
 def test_public_names_exist():
     import flatminima
 
