@@ -1,5 +1,6 @@
 """What each of two processes does in `test_ranks.py`: python ranks.py RANK DIRECTORY."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from torch import distributed, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from flatminima.perturb import NSO, SAM, Plain
+from flatminima.perturb import GSAM, NSO, SAM, LookSAM, Plain
 
 SAMPLES = 8
 STEPS = 4
@@ -17,6 +18,8 @@ WRAPS = {
     "nso": lambda base: NSO(base, sigma=0.1, num_perturbations=2),
     "nso-shared": lambda base: NSO(base, sigma=0.1, noise_per_rank=False),
     "sam": lambda base: SAM(base, rho=0.1),
+    "gsam": lambda base: GSAM(base, rho=0.1),
+    "looksam": lambda base: LookSAM(base, rho=0.1, k=2),
     "one-pass": lambda base: NSO(base, sigma=0.1, signs="split"),
     "one-pass-by-rank": lambda base: NSO(base, sigma=0.1, signs="split"),
 }
@@ -70,7 +73,7 @@ def main(rank, directory):
         "gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2
     )
     found = {name: train(name, rank=rank, ranks=2) for name in WRAPS}
-    for name in ("nso", "sam", "nso-shared"):
+    for name in ("nso", "sam", "nso-shared", "gsam", "looksam"):
         for view in (False, True):
             found[f"{name}-closure-{view}"] = train(
                 name, rank=rank, ranks=2, face="closure", gradient_as_bucket_view=view
@@ -82,3 +85,4 @@ def main(rank, directory):
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), Path(sys.argv[2]))
+    os._exit(0)  # threads of gloo may abort an interpreter that winds down

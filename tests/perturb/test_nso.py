@@ -495,7 +495,7 @@ def test_a_plan_counts_each_sample_once():
 
 def test_reflecting_twice_returns_to_the_first_point():
     w = vector(1.0, 2.0)
-    slots = nso(w)._slots()
+    slots = nso(w)._slots([{}])
     weights = Weights(slots)
     weights.displace([torch.tensor([0.25, -0.5], dtype=DOUBLE)])
     weights.reflect()

@@ -50,7 +50,7 @@ def test_one_pass_by_rank_takes_opposite_signs_of_one_draw(both):
     torch.testing.assert_close(first, -second, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["nso", "sam", "nso-shared"])
+@pytest.mark.parametrize("name", ["nso", "sam", "nso-shared", "gsam", "looksam"])
 def test_closures_and_passes_agree_also_where_gradients_are_views_of_buckets(both, name):
     for view in (False, True):
         for ours, theirs in zip(

@@ -284,6 +284,7 @@ def test_memory_is_only_kept_when_the_step_is_taken():
     ("method", "options", "words"),
     [
         (ASAM, {"rho": 0.1, "eta": -1}, "eta must be a number at least 0"),
+        (RSAM, {"rho": 0.1, "sigma": math.inf}, "sigma must be a number at least 0 and finite"),
         (GSAM, {"rho": 0.1, "alpha": math.nan}, "alpha must be a number"),
         (LookSAM, {"rho": 0.1, "k": 0}, "k must be at least 1"),
         (LookSAM, {"rho": 0.1, "interval": 2}, "give k and leave interval out"),
@@ -297,3 +298,51 @@ def test_memory_is_only_kept_when_the_step_is_taken():
 def test_bad_options(method, options, words):
     with pytest.raises(InputError, match=words):
         method(sgd(smooth().parameters()), **options)
+
+
+def test_a_skipped_step_does_not_poison_the_memory_whoever_drops_the_gradients():
+    x, y = batch(dtype=DOUBLE)
+    model = smooth()
+    optimizer = FriendlySAM(sgd(model.parameters()), rho=RHO)
+    for scale in (math.inf, 1.0):
+        for _ in optimizer.passes():
+            (scale * cross_entropy(model(x), y)).backward()
+        if scale == 1.0:
+            optimizer.step()
+        model.zero_grad()  # not the optimizer's own
+    memory = optimizer.state_dict()["perturb"]["memory"]
+    assert all(torch.isfinite(m["mean"]).all() for m in memory)
+
+
+def test_asking_for_the_cost_within_the_passes_changes_nothing():
+    x, y = batch(dtype=DOUBLE)
+    model = smooth()
+    optimizer = FriendlySAM(sgd(model.parameters()), rho=RHO)
+    for _ in optimizer.passes():
+        cross_entropy(model(x), y).backward()
+        optimizer.gradients_per_step()
+    optimizer.step()
+    assert all(optimizer.state_dict()["perturb"]["memory"])
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("method", [GSAM, LookSAM])
+def test_the_size_of_the_loss_only_scales_the_gradient(method, scale):
+    x, y = batch(dtype=DOUBLE)
+    found = []
+    for factor in (1.0, scale):
+        model = smooth()
+        optimizer = method(torch.optim.SGD(model.parameters(), lr=0.0), rho=RHO)
+        for _ in range(2):
+            optimizer.zero_grad()
+            for _ in optimizer.passes():
+                (factor * cross_entropy(model(x), y)).backward()
+            optimizer.step()
+        found.append(flat(p.grad / factor for p in model.parameters()))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-9)
+
+
+def test_an_interval_is_part_of_the_state():
+    saved = SAM(sgd(smooth().parameters()), rho=RHO, interval=3).state_dict()
+    with pytest.raises(InputError, match="saved with interval 3"):
+        SAM(sgd(smooth().parameters()), rho=RHO).load_state_dict(saved)

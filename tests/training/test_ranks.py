@@ -19,6 +19,7 @@ VALUES = {"epochs": 2, "measure": False, "batch_size": 30, "pretrain": False}
 
 EVERY_RANK_SAVES = """
 import json
+import os
 import sys
 from pathlib import Path
 from safetensors.torch import save_file
@@ -33,6 +34,7 @@ def save(state_of, state, name="last"):
 
 loop.save = save
 run.finetune(Recipe.from_flat(json.loads(sys.argv[2])), Path(sys.argv[1]))
+os._exit(0)
 """
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"stopped; continue with: flatminima finetune --resume {out}"
         ) from None
     if not is_main_process():
-        return
+        sys.stderr.flush()
+        os._exit(0)  # threads of gloo may abort an interpreter that winds down
     for name, value in _shown(results).items():
         print(f"{name:<20} {value}")
     print(f"\nrun directory: {out}")

@@ -263,9 +263,13 @@ class Perturbed(Wrapper):
             samples: Samples of the batch to cut, or None.
             isolate: Whether each pass finds `.grad` empty and may empty it, as closures do.
         """
-        plan = self._plan(self._steps, samples)
         parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-        weights = self._weights = Weights(self._slots())
+        if not self._broken_off and all(parameter.grad is None for parameter in parameters):
+            # A new step, also where a skipped one's gradients were dropped behind our back.
+            self._micro_batches, self._staged = 0, None
+        plan = self._plan(self._steps, samples)
+        draft = self._new_draft()
+        weights = self._weights = Weights(self._slots(draft))
         gradients = self._gradients = Gradients(parameters)
         buffers = self._buffers = Buffers(self.model)
         replay = Replay(parameter.device for parameter in parameters)
@@ -304,7 +308,7 @@ class Perturbed(Wrapper):
             if self._micro_batches == 0:
                 self._broken_off = False
             self._micro_batches += 1
-            self._staged = self._draft
+            self._staged = draft
             finished = True
         finally:
             if self._weights is weights:
@@ -329,9 +333,14 @@ class Perturbed(Wrapper):
 
     def _plan(self, step: int, samples: int | None) -> list[Pass]:
         """The method's plan; where no weight would move, one plain pass."""
-        if step % self.interval or not self._slots():
+        if step % self.interval or not self._moves():
             return [Pass()]
         return self.plan(Turn(step // self.interval, self._micro_batches, rank(), samples))
+
+    def _options(self) -> dict[str, Any]:
+        """The method's own options, and those of the engine that decide what a step is."""
+        shared = {"interval": self.interval, "share_masks": self.share_masks}
+        return {**super()._options(), **shared}
 
     def _go_home(self, finished: bool = False) -> None:
         """End the passes if there are any: restore the weights, and if unfinished drop the rest."""

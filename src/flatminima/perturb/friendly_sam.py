@@ -26,7 +26,7 @@ class FriendlySAM(SAM):
     with m the running mean of gradients, before this batch entered it; at the first step m = 0.
 
     Cost: 2 gradients and, so that m is the same everywhere, two all-reduces a step; one
-    weight-sized buffer that stays, one more while passes run.
+    weight-sized buffer that stays, two more while passes run.
 
     Source: Li, Zhou, He, Cheng, Huang, "Friendly Sharpness-Aware Minimization", 2024,
     arXiv 2403.12350. Whether the batch enters m before or after m is used is recalled, not checked.
@@ -45,7 +45,7 @@ class FriendlySAM(SAM):
         title="Friendly SAM",
         equation="g(W + rho (g - alpha m) / ||g - alpha m||), m the running mean of g",
         gradients="2",
-        buffers="2",
+        buffers="3",
         strength="rho",
         suggested="rho as SAM, alpha 1, beta 0.9",
         source="Li et al., 2024, arXiv 2403.12350; order of the mean recalled",

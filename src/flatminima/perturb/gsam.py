@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from flatminima.perturb.cards import Card, register
 from flatminima.perturb.options import Options, between
 from flatminima.perturb.plans import Pass, Turn
-from flatminima.perturb.sam import EPSILON, SAM
+from flatminima.perturb.sam import SAM, TINY
 from flatminima.perturb.weights import Weights, global_norm, inner_product
 
 
@@ -64,7 +64,7 @@ class GSAM(SAM):
         ]
 
     def _keep(self, weights: Weights) -> None:
-        self._at_home = [slot.gradient for slot in weights.slots]
+        self._at_home = [slot.keep_gradient() for slot in weights.slots]
 
     @torch.no_grad()
     def _decompose(self, weights: Weights) -> None:
@@ -77,7 +77,8 @@ class GSAM(SAM):
         if not both:
             return
         perturbed, home = [p for _, p, _ in both], [g for _, _, g in both]
-        along = inner_product(home, perturbed) / (global_norm(perturbed) ** 2 + EPSILON)
+        norm = global_norm(perturbed).clamp_min(TINY)
+        along = inner_product(home, perturbed) / norm / norm
         for slot, p, g in both:
             perpendicular = g - along.to(g.device) * p
             slot.replace_gradient(p - self.alpha * perpendicular)

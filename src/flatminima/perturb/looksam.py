@@ -13,7 +13,7 @@ from flatminima.errors import InputError
 from flatminima.perturb.cards import Card, register
 from flatminima.perturb.options import Options, between, whole
 from flatminima.perturb.plans import Pass, Turn
-from flatminima.perturb.sam import EPSILON, SAM
+from flatminima.perturb.sam import EPSILON, SAM, TINY
 from flatminima.perturb.weights import Weights, global_norm, inner_product
 
 
@@ -27,7 +27,10 @@ class LookSAM(SAM):
     with g = g(W), and norms and products over all weights together: g_v, the part of SAM's gradient
     that plain training lacks, changes slowly. The steps between really cost one gradient.
 
-    Cost: 1 + 1/k gradients a step; one weight-sized buffer that stays, one more while passes run.
+    With `passes()` called per micro-batch, what the last of them gave is remembered: loop over the
+    micro-batches inside the passes instead.
+
+    Cost: 1 + 1/k gradients a step; one weight-sized buffer that stays, two more while passes run.
 
     Source: Liu, Mai, Chen, Hsieh, You, "Towards Efficient and Scalable Sharpness-Aware
     Minimization", 2022, arXiv 2203.02714.
@@ -45,7 +48,7 @@ class LookSAM(SAM):
         title="LookSAM",
         equation="g(W + e) each k-th step, else g + alpha ||g|| / ||g_v|| g_v",
         gradients="1 + 1/k",
-        buffers="2",
+        buffers="3",
         strength="rho",
         suggested="rho as SAM, k 5, alpha 0.7",
         source="Liu et al., 2022, arXiv 2203.02714",
@@ -82,7 +85,7 @@ class LookSAM(SAM):
         ]
 
     def _keep(self, weights: Weights) -> None:
-        self._at_home = [slot.gradient for slot in weights.slots]
+        self._at_home = [slot.keep_gradient() for slot in weights.slots]
 
     @torch.no_grad()
     def _remember(self, weights: Weights) -> None:
@@ -95,8 +98,8 @@ class LookSAM(SAM):
         if not both:
             return
         home = [g for _, _, g in both]
-        product = inner_product([s for _, s, _ in both], home)
-        along = product / (global_norm(home) ** 2 + EPSILON)
+        norm = global_norm(home).clamp_min(TINY)
+        along = inner_product([s for _, s, _ in both], home) / norm / norm
         for slot, s, g in both:
             slot.memory["flattening"] = s - along.to(g.device) * g
 

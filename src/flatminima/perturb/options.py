@@ -57,7 +57,7 @@ def between(name: str, value: Any, low: float, high: float) -> float:
         InputError: it is no number or outside.
     """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not low <= value <= high:
-        bound = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
+    if not number or not low <= value <= high or not math.isfinite(value):
+        bound = f"at least {low} and finite" if high == math.inf else f"in [{low}, {high}]"
         raise InputError(f"{name} must be a number {bound}, not {value!r}")
     return float(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Unpack
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -15,6 +16,7 @@ from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.weights import Slot, Weights, global_norm
 
 EPSILON = 1e-12
+TINY = torch.finfo(torch.float32).tiny
 
 
 @register()

@@ -38,6 +38,19 @@ class Slot:
         gradient = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
         return gradient if self.gradient_scale == 1 else gradient / self.gradient_scale
 
+    def keep_gradient(self) -> Tensor | None:
+        """The gradient, to be held over the next pass.
+
+        A view is copied: DistributedDataParallel writes the next gradient into the same bucket.
+        """
+        own = self.tensor.grad
+        gradient = self.gradient
+        return (
+            gradient.clone()
+            if own is not None and own._is_view() and gradient is not None
+            else gradient
+        )
+
     def replace_gradient(self, gradient: Tensor) -> None:
         """Let a gradient like `gradient` count instead, scaled as the one that was there."""
         assert self.tensor.grad is not None

@@ -82,22 +82,30 @@ class Wrapper(Optimizer):
         factor = self.schedule(self._steps)
         return options.strength(f"the schedule's {self.strength_name}", own * factor)
 
-    def _slots(self) -> list[Slot]:
-        """The parameters that may be moved at this step, each with a draft of its memory."""
+    def _moves(self) -> bool:
+        """Whether any weight moves at this step."""
+        strong = [group for group in self.param_groups if self.strength(group)]
+        return any(parameter.requires_grad for group in strong for parameter in group["params"])
+
+    def _new_draft(self) -> list[dict[str, Tensor]]:
+        """What the method remembers of each parameter, to be changed while passes run."""
+        known = self._memory if self._staged is None else self._staged
+        count = sum(len(group["params"]) for group in self.param_groups)
+        return [dict(memory) for memory in (*known, *[{}] * (count - len(known)))]
+
+    def _slots(self, draft: list[dict[str, Tensor]]) -> list[Slot]:
+        """The parameters that may be moved at this step, each with its part of a draft."""
         parameters = [
             (parameter, strength)
             for group in self.param_groups
             for strength in [self.strength(group)]
             for parameter in group["params"]
         ]
-        known = self._memory if self._staged is None else self._staged
-        blank: list[dict[str, Tensor]] = [{}] * (len(parameters) - len(known))
         scale = 1.0 if self.scaler is None else self.scaler.get_scale()
-        self._draft = [dict(memory) for memory in (*known, *blank)]
         return [
             Slot(parameter, strength, tensor_id, scale, memory)
             for (parameter, strength), tensor_id, memory in zip(
-                parameters, self._tensor_ids, self._draft, strict=True
+                parameters, self._tensor_ids, draft, strict=True
             )
             if strength and parameter.requires_grad
         ]

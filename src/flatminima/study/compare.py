@@ -50,6 +50,8 @@ def compare(
     """
     if seeds < 1:
         raise InputError(f"--seeds is {seeds}: give at least 1")
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers is {workers}: give at least 1")
     first = recipe.loop.seed
     all_seeds = list(range(first, first + seeds))
     _check_free(out, recipe, methods, all_seeds)

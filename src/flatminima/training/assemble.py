@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from flatminima.errors import InputError, require
+from flatminima.errors import InputError, require, unknown
 from flatminima.objectives import Supervised
 from flatminima.perturb import Perturbed, card, make, options, schedules
 from flatminima.progress import Progress, silent
@@ -118,6 +118,9 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> l
     )
 
 
+OF_PYTHON = ("schedule", "scaler", "model")
+"""Options whose values have no form in a recipe."""
+
 SHARED_OPTIONS = {"num_perturbations": 1, "clean_weight": 0.0, "noise": "normal"}
 """Fields of a recipe that only some methods have, with their defaults."""
 
@@ -131,7 +134,10 @@ def _perturbed(base: torch.optim.Optimizer, recipe: Recipe) -> Perturbed:
     spec = recipe.perturb
     name, own = parse_method(spec.perturb)
     strength = card(name).strength
-    takes = options(name)
+    takes = [option for option in options(name) if option not in OF_PYTHON]
+    for option in own:
+        if option not in takes:
+            raise unknown(f"option of {name!r}", option, takes)
     given: dict[str, Any] = {}
     for option, default in SHARED_OPTIONS.items():
         value = getattr(spec, option)
@@ -159,6 +165,9 @@ def check_strengths(said: Mapping[str, Any], methods: Sequence[str]) -> None:
     used = {card(parse_method(method)[0]).strength for method in methods}
     for name in ("sigma", "rho"):
         if said.get(name) is not None and name not in used:
+            own = [m for m in methods if name in options(parse_method(m)[0])]
+            if own:
+                raise InputError(f"--{name} sets no strength here: write {own[0]}:{name}=...")
             raise InputError(
                 f"--{name} is not what {', '.join(methods)} is set by: choose a method with "
                 f"--perturb (see `flatminima methods`), or leave --{name} out"

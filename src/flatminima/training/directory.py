@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ class RunDirectory:
             )
         if (self.path / "study.json").exists() or (self.path / "results.json").exists():
             raise InputError(f"{self.path} holds a study or results: choose another --out")
+
+    def abandon(self) -> None:
+        """Take back what `create` wrote, for a run that could not even be saved once."""
+        for name in ("recipe.yaml", "environment.json", "data.json"):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write the settings."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
+from flatminima.errors import InputError
 from flatminima.files import write_json
 from flatminima.measure import CurvatureReport, curvature
 from flatminima.objectives import Supervised
@@ -56,7 +57,11 @@ def finetune(
         if accelerator.is_main_process:
             directory.create(prepared.recipe)
             write_json(directory.data, prepared.data.report)
-        loop.save(run, loop.State())
+        try:
+            loop.save(run, loop.State())
+        except InputError:
+            directory.abandon()
+            raise
         return _train_and_measure(prepared, run, loop.State(), progress, say)
 
 
@@ -101,10 +106,13 @@ def resume(
     with fitting_threads(prepared.built.model):
         run = assemble(prepared, directory, accelerator)
         state = loop.State() if found is None else loop.load(run, found)
-        if changes and "lr" in changes:
-            loop.change_learning_rate(run, float(recipe.optimizer.lr or 0))
+        # Also where an earlier resume changed it and ended before it saved.
+        rate = prepared.recipe.optimizer.lr
+        if rate is not None and rate not in run.scheduler.base_lrs:
+            loop.change_learning_rate(run, rate)
         if accelerator.is_main_process:
             directory.write_recipe(prepared.recipe)
+            write_json(directory.data, prepared.data.report)
             directory.drop_metrics_after(state.step)
         return _train_and_measure(prepared, run, state, progress, say)
 
