@@ -29,6 +29,7 @@ def _section(card: Card) -> str:
     rows = {
         "Gradient": f"`{card.equation}`",
         "Cost": f"{card.gradients} gradients a step; {card.buffers} weight-sized buffers",
+        "Base optimizer": f"`{card.base}` only" if card.base else "",
         "Start with": card.suggested,
         "Also called": ", ".join(f"`{alias}`" for alias in card.aliases),
         "Options fixed": ", ".join(f"`{k}={v!r}`" for k, v in (card.preset or {}).items()),

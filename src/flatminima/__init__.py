@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from flatminima.objectives import Supervised
     from flatminima.perturb import (
         ASAM,
+        BSAM,
         GSAM,
+        MSAM,
         NSO,
         RSAM,
         SAM,
@@ -51,7 +53,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ASAM",
+    "BSAM",
     "GSAM",
+    "MSAM",
     "NSO",
     "RSAM",
     "SAM",

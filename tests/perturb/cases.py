@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from flatminima.errors import InputError
+from flatminima.optim import VariationalAdam
 from flatminima.perturb import card, cards, make
 
 DOUBLE = torch.float64
@@ -26,6 +27,12 @@ class Variant:
 
     def wrap(self, base, strength=0.05, **options):
         key = card(self.name).strength
+        if card(self.name).base == "variational-adam" and not isinstance(base, VariationalAdam):
+            rate = base.param_groups[0]["lr"]
+            # Groups keep their own rho; torch's own options of theirs mean nothing to it.
+            kept = ("params", "param_names", key)
+            groups = [{k: g[k] for k in kept if k in g} for g in base.param_groups]
+            base = variational(groups, lr=rate)
         return make(self.name, base, **({key: strength} if key else {}), **self.options, **options)
 
 
@@ -44,6 +51,10 @@ def sgd(parameters, lr=0.1):
 
 def adamw(parameters, lr=0.01):
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=0.1)
+
+
+def variational(parameters, lr=0.05):
+    return VariationalAdam(parameters, lr=lr, num_samples=100)
 
 
 BASES = [sgd, adamw]

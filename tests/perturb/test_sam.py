@@ -1,11 +1,10 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from flatminima.perturb import SAM
 
-from .cases import DOUBLE, batch, copies, gradient, sgd, smooth, train
+from .cases import DOUBLE, gradient, sgd, smooth
 
 
 def test_the_gradient_is_taken_at_the_top_of_the_ball():
@@ -80,25 +79,3 @@ def test_gradients_gathered_before_are_kept_over_the_first_pass():
         for _ in optimizer.passes():
             (w**2 / 2).sum().backward()
     assert w.grad.item() == pytest.approx(3.0)
-
-
-def test_it_equals_pytorch_optimizer():
-    peer = pytest.importorskip("pytorch_optimizer")
-    ours, theirs = smooth(), smooth()
-    batches = [batch(seed=s, dtype=DOUBLE) for s in range(20)]
-    train(SAM(sgd(ours.parameters()), rho=0.1), ours, batches)
-    optimizer = peer.SAM(
-        theirs.parameters(),
-        torch.optim.SGD,
-        rho=0.1,
-        lr=0.1,
-        momentum=0.9,
-        weight_decay=0.01,
-    )
-    for x, y in batches:
-        cross_entropy(theirs(x), y).backward()
-        optimizer.first_step(zero_grad=True)
-        cross_entropy(theirs(x), y).backward()
-        optimizer.second_step(zero_grad=True)
-    for a, b in zip(copies(ours.parameters()), copies(theirs.parameters()), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)

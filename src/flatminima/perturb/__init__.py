@@ -2,11 +2,13 @@
 
 from flatminima.perturb import schedules
 from flatminima.perturb.asam import ASAM
+from flatminima.perturb.bsam import BSAM
 from flatminima.perturb.cards import Card, card, cards, make, options, register
 from flatminima.perturb.engine import Perturbed
 from flatminima.perturb.friendly_sam import FriendlySAM
 from flatminima.perturb.gsam import GSAM
 from flatminima.perturb.looksam import LookSAM
+from flatminima.perturb.m_sam import MSAM
 from flatminima.perturb.noise import DISTRIBUTIONS, Noise, Stream
 from flatminima.perturb.nso import NSO
 from flatminima.perturb.plain import Plain
@@ -17,8 +19,10 @@ from flatminima.perturb.weights import Gradients, Weights, global_norm
 
 __all__ = [
     "ASAM",
+    "BSAM",
     "DISTRIBUTIONS",
     "GSAM",
+    "MSAM",
     "NSO",
     "RSAM",
     "SAM",

@@ -32,6 +32,7 @@ class ASAM(SAM):
         base: The optimizer that takes the steps.
         rho: Radius, in units of the weights' own size; about ten times SAM's.
         eta: Keeps weights at 0 movable.
+        shared_ascent: As for SAM.
         **engine: `schedule`, `interval`, `share_masks`, `model`; see `Perturbed`.
     """
 
@@ -47,9 +48,15 @@ class ASAM(SAM):
     )
 
     def __init__(
-        self, base: Optimizer, *, rho: float, eta: float = 0.01, **engine: Unpack[Options]
+        self,
+        base: Optimizer,
+        *,
+        rho: float,
+        eta: float = 0.01,
+        shared_ascent: bool = False,
+        **engine: Unpack[Options],
     ) -> None:
-        super().__init__(base, rho=rho, **engine)
+        super().__init__(base, rho=rho, shared_ascent=shared_ascent, **engine)
         self.eta = between("eta", eta, 0, math.inf)
 
     def ascent(self, slots: Sequence[Slot]) -> Iterator[Tensor | None]:

@@ -4,7 +4,8 @@ A buffer that a forward pass changes (running mean and variance, counters, spect
 must come out of a step as if there had been one forward pass at W:
 
 - each pass starts from the buffers as they were before the first pass;
-- if a pass ran at W, its buffers are kept: exactly those of plain training;
+- if a pass ran at W, its buffers are kept: exactly those of plain training (where passes at W saw
+  parts of the batch, their average);
 - otherwise the average over the passes is kept, each counting as its gradient does. For passes at
   W + U and W - U the terms odd in U cancel, so it differs from the statistics at W by O(sigma^2);
 - integers (the count of batches) are kept from the first pass;
@@ -123,16 +124,22 @@ class Buffers:
             buffer.write()
 
     @torch.no_grad()
-    def end_pass(self, *, at_home: bool, weight: float) -> None:
-        """Gather what the pass made of the buffers."""
-        if self._from_home:
-            return
-        for buffer in self._buffers:
-            if at_home:
+    def end_pass(self, weight: float, part_at_home: float | None = None) -> None:
+        """Gather what the pass made of the buffers.
+
+        Args:
+            weight: What the pass's gradient counts.
+            part_at_home: The part of the batch that the pass saw, if it ran at W.
+        """
+        at_home = part_at_home is not None
+        if at_home and not self._from_home:
+            for buffer in self._buffers:
                 buffer.discard()
-            if at_home or weight:
-                buffer.gather(1.0 if at_home else weight)
-        self._from_home = at_home
+        self._from_home |= at_home
+        counts = part_at_home if at_home else 0.0 if self._from_home else weight
+        if counts:
+            for buffer in self._buffers:
+                buffer.gather(counts)
 
     @torch.no_grad()
     def finish(self) -> None:

@@ -34,6 +34,7 @@ class Card:
         slot: The slot of a training run that it fills.
         aliases: Other names.
         preset: Options that tell it from another method of the same class.
+        base: The only base optimizer that it can wrap, as a recipe names it; "" takes any.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Card:
     slot: str = "perturb"
     aliases: tuple[str, ...] = ()
     preset: Mapping[str, Any] | None = None
+    base: str = ""
 
 
 _METHODS: dict[str, tuple[Card, type[Perturbed]]] = {}
@@ -82,13 +84,24 @@ def card(name: str) -> Card:
 def options(name: str) -> list[str]:
     """The options that a method takes beyond the base optimizer."""
     chosen, cls = _lookup(name)
+    return [name for name in _options_of(cls) if name not in (chosen.preset or {})]
+
+
+def foreign_option(cls: type[Perturbed], option: str) -> InputError:
+    """An error for an option that a method does not have, with the reason where there is one."""
+    if option in cls.refused:
+        return InputError(f"{cls.card.name!r} has no option {option!r}: {cls.refused[option]}")
+    return unknown(f"option of {cls.card.name!r}", option, _options_of(cls))
+
+
+def _options_of(cls: type[Perturbed]) -> list[str]:
     names: list[str] = []
     for parameter in list(inspect.signature(cls).parameters.values())[1:]:
         if parameter.kind is parameter.VAR_KEYWORD:
             names += Options.__annotations__
         else:
             names.append(parameter.name)
-    return [name for name in names if name not in (chosen.preset or {})]
+    return names
 
 
 def make(name: str, base: Optimizer, **given: Any) -> Perturbed:
@@ -105,6 +118,8 @@ def make(name: str, base: Optimizer, **given: Any) -> Perturbed:
     chosen, cls = _lookup(name)
     known = options(name)
     for option in given:
+        if option in cls.refused:
+            raise foreign_option(cls, option)
         if option not in known:
             raise unknown(f"option of {name!r}", option, known)
     if chosen.strength and chosen.strength not in given:

@@ -23,10 +23,12 @@ from torch.optim import Optimizer
 
 from flatminima.errors import InputError
 from flatminima.perturb.buffers import Buffers
+from flatminima.perturb.cards import foreign_option
 from flatminima.perturb.options import whole
 from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.randomness import Replay
 from flatminima.perturb.ranks import rank
+from flatminima.perturb.resolution import HALF, Resolution
 from flatminima.perturb.schedules import Schedule
 from flatminima.perturb.shares import WHOLE, bounds, cut, fraction, sample_count
 from flatminima.perturb.weights import Gradients, Weights
@@ -78,8 +80,8 @@ class Perturbed(Wrapper):
             after the passes.
 
     Raises:
-        InputError: a strength that is negative or not finite, nothing to train, or a base optimizer
-            that cannot be wrapped.
+        InputError: a strength that is negative or not finite, nothing to train, a base optimizer
+            that cannot be wrapped, or an option that the method does not have.
     """
 
     def __init__(
@@ -93,7 +95,10 @@ class Perturbed(Wrapper):
         share_masks: bool = True,
         model: nn.Module | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        **foreign: Any,
     ) -> None:
+        for option in foreign:
+            raise foreign_option(type(self), option)
         super().__init__(
             base, strength=strength, schedule=schedule, seed=seed, model=model, scaler=scaler
         )
@@ -108,6 +113,7 @@ class Perturbed(Wrapper):
         self._position = (0, 1)
         self._broken_off = False
         self._isolated = False
+        self._resolution_checked = False
 
     def plan(self, turn: Turn) -> list[Pass]:
         """The passes of a step whose strength is not 0 everywhere.
@@ -243,6 +249,11 @@ class Perturbed(Wrapper):
         return self.is_last_pass or (self._current is not None and self._current.sync)
 
     @property
+    def by_micro_batch(self) -> bool:
+        """Whether a loop must call `passes()` once for each micro-batch, not loop inside them."""
+        return False
+
+    @property
     def period(self) -> int:
         """Steps after which the plans repeat."""
         return self.interval
@@ -269,7 +280,7 @@ class Perturbed(Wrapper):
             self._micro_batches, self._staged = 0, None
         plan = self._plan(self._steps, samples)
         draft = self._new_draft()
-        weights = self._weights = Weights(self._slots(draft))
+        weights = self._weights = Weights(self._slots(draft), self._unchecked_resolution())
         gradients = self._gradients = Gradients(parameters)
         buffers = self._buffers = Buffers(self.model)
         replay = Replay(parameter.device for parameter in parameters)
@@ -278,9 +289,12 @@ class Perturbed(Wrapper):
             # One pass at W leaves the buffers as plain training does.
             with buffers.watch() if len(plan) > 1 or plan[0].move else nullcontext():
                 for index, current in enumerate(plan):
-                    weight = current.weight * fraction(current.share, samples)
+                    part = fraction(current.share, samples)
+                    weight = current.weight * part
                     if current.move is not None:
                         current.move(weights)
+                    if weights.resolution is not None:
+                        weights.resolution.check(self.strength_name)
                     gradients.put_back(add=False)
                     if weight:
                         gradients.count(weight)
@@ -297,7 +311,7 @@ class Perturbed(Wrapper):
                         raise RuntimeError("these passes were ended by step() or by other passes")
                     if index and not alone and not gradients.kept():
                         raise RuntimeError(LOST)
-                    buffers.end_pass(at_home=not weights.away, weight=weight)
+                    buffers.end_pass(weight, part if not weights.away else None)
                     if current.after is not None:
                         current.after(weights)
                     if alone and weight:
@@ -305,6 +319,7 @@ class Perturbed(Wrapper):
             gradients.put_back(add=False)
             gradients.settle()
             buffers.finish()
+            self._resolution_checked |= weights.resolution is not None
             if self._micro_batches == 0:
                 self._broken_off = False
             self._micro_batches += 1
@@ -336,6 +351,13 @@ class Perturbed(Wrapper):
         if step % self.interval or not self._moves():
             return [Pass()]
         return self.plan(Turn(step // self.interval, self._micro_batches, rank(), samples))
+
+    def _unchecked_resolution(self) -> Resolution | None:
+        """Looks at the first step at full strength, if there are 16-bit weights."""
+        if self._resolution_checked or self.schedule(self._steps) < 1:
+            return None
+        halves = any(p.dtype in HALF for group in self.param_groups for p in group["params"])
+        return Resolution() if halves else None
 
     def _options(self) -> dict[str, Any]:
         """The method's own options, and those of the engine that decide what a step is."""

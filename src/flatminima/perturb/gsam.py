@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from typing import Unpack
 
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from flatminima.perturb.cards import Card, register
 from flatminima.perturb.options import Options, between
 from flatminima.perturb.plans import Pass, Turn
-from flatminima.perturb.sam import SAM, TINY
-from flatminima.perturb.weights import Weights, global_norm, inner_product
+from flatminima.perturb.sam import SAM
+from flatminima.perturb.two_gradients import TwoGradients, perpendicular
+from flatminima.perturb.weights import Weights
 
 
 @register()
@@ -54,31 +53,18 @@ class GSAM(SAM):
     ) -> None:
         super().__init__(base, rho=rho, **engine)
         self.alpha = between("alpha", alpha, 0, math.inf)
-        self._at_home: list[Tensor | None] = []
+        self._pair = TwoGradients()
 
     def plan(self, turn: Turn) -> list[Pass]:
         """Both gradients of SAM, the first kept for the second."""
         return [
-            Pass(0.0, after=self._keep, sync=True),
+            Pass(0.0, after=self._pair.keep, sync=True),
             Pass(move=self.climb, after=self._decompose),
         ]
 
-    def _keep(self, weights: Weights) -> None:
-        self._at_home = [slot.keep_gradient() for slot in weights.slots]
-
-    @torch.no_grad()
     def _decompose(self, weights: Weights) -> None:
-        both = [
-            (slot, p.to_dense(), g.to_dense())
-            for slot, g in zip(weights.slots, self._at_home, strict=True)
-            if (p := slot.gradient) is not None and g is not None
-        ]
-        self._at_home = []
-        if not both:
-            return
-        perturbed, home = [p for _, p, _ in both], [g for _, _, g in both]
-        norm = global_norm(perturbed).clamp_min(TINY)
-        along = inner_product(home, perturbed) / norm / norm
-        for slot, p, g in both:
-            perpendicular = g - along.to(g.device) * p
-            slot.replace_gradient(p - self.alpha * perpendicular)
+        if both := self._pair.both(weights):
+            slots, home, perturbed = zip(*both, strict=True)
+            aside = perpendicular(list(home), list(perturbed))
+            for slot, p, q in zip(slots, perturbed, aside, strict=True):
+                slot.replace_gradient(p - self.alpha * q)

@@ -6,15 +6,15 @@ import math
 from typing import Unpack
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from flatminima.errors import InputError
 from flatminima.perturb.cards import Card, register
 from flatminima.perturb.options import Options, between, whole
 from flatminima.perturb.plans import Pass, Turn
-from flatminima.perturb.sam import EPSILON, SAM, TINY
-from flatminima.perturb.weights import Weights, global_norm, inner_product
+from flatminima.perturb.sam import EPSILON, SAM
+from flatminima.perturb.two_gradients import TwoGradients, perpendicular
+from flatminima.perturb.weights import Weights, global_norm
 
 
 @register()
@@ -68,7 +68,7 @@ class LookSAM(SAM):
             raise InputError("LookSAM has its own interval: give k and leave interval out")
         self.k = whole("k", k)
         self.alpha = between("alpha", alpha, 0, math.inf)
-        self._at_home: list[Tensor | None] = []
+        self._pair = TwoGradients()
 
     @property
     def period(self) -> int:
@@ -80,28 +80,16 @@ class LookSAM(SAM):
         if turn.step % self.k:
             return [Pass(after=self._bend)]
         return [
-            Pass(0.0, after=self._keep, sync=True),
+            Pass(0.0, after=self._pair.keep, sync=True),
             Pass(move=self.climb, after=self._remember),
         ]
 
-    def _keep(self, weights: Weights) -> None:
-        self._at_home = [slot.keep_gradient() for slot in weights.slots]
-
-    @torch.no_grad()
     def _remember(self, weights: Weights) -> None:
-        both = [
-            (slot, s.to_dense(), g.to_dense())
-            for slot, g in zip(weights.slots, self._at_home, strict=True)
-            if (s := slot.gradient) is not None and g is not None
-        ]
-        self._at_home = []
-        if not both:
-            return
-        home = [g for _, _, g in both]
-        norm = global_norm(home).clamp_min(TINY)
-        along = inner_product([s for _, s, _ in both], home) / norm / norm
-        for slot, s, g in both:
-            slot.memory["flattening"] = s - along.to(g.device) * g
+        if both := self._pair.both(weights):
+            slots, home, sharp = zip(*both, strict=True)
+            aside = perpendicular(list(sharp), list(home))
+            for slot, flattening in zip(slots, aside, strict=True):
+                slot.memory["flattening"] = flattening
 
     @torch.no_grad()
     def _bend(self, weights: Weights) -> None:

@@ -102,6 +102,8 @@ class NSO(Perturbed):
         vectors: Whether tensors of one dimension, biases and norms' weights, are perturbed.
         noise_per_rank: Whether data-parallel ranks draw their own noise (their average then has
             world_size times as many draws, at no cost) or all the same.
+        noise_per_micro_batch: Whether each call of `passes()` before one `step()` draws its own
+            noise (more draws a step, at no cost) or all the same.
         running_statistics: "average" or "clean", as above.
         **engine: `schedule`, `interval`, `seed`, `share_masks`, `model`; see `Perturbed`.
 
@@ -135,6 +137,7 @@ class NSO(Perturbed):
         scale: Literal["absolute", "layer", "filter"] = "absolute",
         vectors: bool = True,
         noise_per_rank: bool = True,
+        noise_per_micro_batch: bool = False,
         running_statistics: Literal["average", "clean"] = "average",
         **engine: Unpack[Options],
     ) -> None:
@@ -156,7 +159,13 @@ class NSO(Perturbed):
         self.scale = Scale.named(scale)
         self.vectors = vectors
         self.noise_per_rank = noise_per_rank
+        self.noise_per_micro_batch = noise_per_micro_batch
         self.running_statistics = running_statistics
+
+    @property
+    def by_micro_batch(self) -> bool:
+        """Whether micro-batches are to come one by one."""
+        return self.noise_per_micro_batch
 
     def plan(self, turn: Turn) -> list[Pass]:
         """The clean pass if it counts, then the noisy ones."""
@@ -171,33 +180,37 @@ class NSO(Perturbed):
     def _noisy(self, turn: Turn) -> list[Pass]:
         noisy, k = 1 - self.clean_weight, self.num_perturbations
         rank = turn.rank if self.noise_per_rank else 0
+        own = (turn.micro_batch,) if self.noise_per_micro_batch and turn.micro_batch else ()
         if self.signs == "alternate":
             period, sign = turn.step // 2, 1 - 2 * (turn.step % 2)
-            draws = [self._to(period, j, rank, sign) for j in range(k)]
+            draws = [self._to(sign, period, j, rank, *own) for j in range(k)]
             return [Pass(noisy / k, draw) for draw in draws]
         if self.signs == "split" and turn.samples is None:
             # Ranks 2r and 2r + 1 share U and start with opposite signs.
-            j, sign = turn.micro_batch // 2 % k, 1 - 2 * ((turn.micro_batch + turn.rank) % 2)
-            return [Pass(noisy, self._to(turn.step, j, rank // 2, sign))]
+            pair, sign = turn.micro_batch // 2, 1 - 2 * ((turn.micro_batch + turn.rank) % 2)
+            j = pair if self.noise_per_micro_batch else pair % k
+            return [Pass(noisy, self._to(sign, turn.step, j, rank // 2))]
         if self.signs == "split" and turn.samples is not None:
             pairs = min(k, turn.samples // 2)
             if not pairs:
-                return [Pass(noisy, self._to(turn.step, 0, rank, 1))]
+                return [Pass(noisy, self._to(1, turn.step, 0, rank, *own))]
             parts = 2 * pairs
             return [
                 Pass(noisy, move, (2 * j + half, parts))
                 for j in range(pairs)
-                for half, move in enumerate((self._to(turn.step, j, rank, 1), Weights.reflect))
+                for half, move in enumerate(
+                    (self._to(1, turn.step, j, rank, *own), Weights.reflect)
+                )
             ]
-        draws = [self._to(turn.step, j, rank, 1) for j in range(k)]
+        draws = [self._to(1, turn.step, j, rank, *own) for j in range(k)]
         if not self.two_point:
             return [Pass(noisy / k, draw) for draw in draws]
         half = noisy / (2 * k)
         return [Pass(half, move) for draw in draws for move in (draw, Weights.reflect)]
 
-    def _to(self, step: int, j: int, rank: int, sign: int) -> Move:
-        """The move to W + sign * U_j."""
-        return partial(self._displace, counters=(step, j, rank), sign=sign)
+    def _to(self, sign: int, *counters: int) -> Move:
+        """The move to W + sign * U, U the draw at an address: step, j, rank, micro-batch."""
+        return partial(self._displace, counters=counters, sign=sign)
 
     def _displace(self, weights: Weights, counters: tuple[int, ...], sign: int) -> None:
         def offsets() -> Iterator[Tensor | None]:
@@ -211,7 +224,12 @@ class NSO(Perturbed):
         weights.displace(offsets())
 
     def check_closure(self) -> None:
-        """One closure for the whole batch cannot be cut into the halves of split signs."""
+        """One closure for the whole batch cannot be cut, neither by signs nor by micro-batches."""
+        if self.noise_per_micro_batch:
+            raise InputError(
+                "noise_per_micro_batch=True needs passes() once for each micro-batch, and a "
+                "closure runs them all: leave it out, or use passes()"
+            )
         if self.signs == "split" and any(self.strength(group) for group in self.param_groups):
             raise InputError(
                 "signs='split' needs halves of the batch, and a closure runs the whole: use\n"

@@ -19,7 +19,7 @@ class Pass:
         weight: How much its gradient counts. The weights of a step add up to 1 per sample; 0: the
             gradient is only looked at by the next pass's move (SAM's first pass).
         move: Moves the weights from where the pass before left them. None: the pass runs at W, and
-            only the first passes of a plan may.
+            only the first passes of a plan may; a later one goes home by `Weights.restore`.
         share: The part of the batch that the pass works on.
         backward: False where the forward pass alone is wanted (it sets BatchNorm's statistics); a
             backward does no harm, its gradient is dropped.
@@ -34,6 +34,11 @@ class Pass:
     backward: bool = True
     after: Move | None = None
     sync: bool = False
+
+    @property
+    def at_home(self) -> bool:
+        """Whether the pass runs at W."""
+        return self.move is None or self.move is Weights.restore
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Unpack
+from typing import ClassVar, Unpack
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -16,7 +15,6 @@ from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.weights import Slot, Weights, global_norm
 
 EPSILON = 1e-12
-TINY = torch.finfo(torch.float32).tiny
 
 
 @register()
@@ -27,7 +25,8 @@ class SAM(Perturbed):
 
     with the norm over all weights that move. Both passes use one batch. Each process climbs along
     the gradient of its own samples (with `passes()` called per micro-batch: of each micro-batch),
-    the m-sharpness of the paper, so a step needs one all-reduce.
+    the m-sharpness of the paper, so a step needs one all-reduce; see also `MSAM`.
+    `shared_ascent=True` climbs along the gradient of all processes' samples, at two.
 
     Cost: 2 gradients a step, one after the other; one weight-sized buffer while passes run.
 
@@ -37,6 +36,7 @@ class SAM(Perturbed):
     Args:
         base: The optimizer that takes the steps.
         rho: Radius of the ball, in units of the weights; groups may carry their own "rho".
+        shared_ascent: Whether data-parallel processes agree on the step up, as above.
         **engine: `schedule`, `interval`, `share_masks`, `model`; see `Perturbed`.
     """
 
@@ -51,13 +51,26 @@ class SAM(Perturbed):
         source="Foret et al., 2021, arXiv 2010.01412",
     )
     strength_name = "rho"
+    refused: ClassVar = {
+        "signs": "the step up needs a gradient before the one that counts, so the two cannot be "
+        "taken on halves of the batch; what costs one gradient is NSO(signs='split'), and "
+        "LookSAM saves most of the second",
+    }
 
-    def __init__(self, base: Optimizer, *, rho: float, **engine: Unpack[Options]) -> None:
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        rho: float,
+        shared_ascent: bool = False,
+        **engine: Unpack[Options],
+    ) -> None:
         super().__init__(base, strength=rho, **engine)
+        self.shared_ascent = shared_ascent
 
     def plan(self, turn: Turn) -> list[Pass]:
         """At W, whose gradient only points uphill; then at W + e, whose gradient counts."""
-        return [Pass(weight=0.0), Pass(move=self.climb)]
+        return [Pass(weight=0.0, sync=self.shared_ascent), Pass(move=self.climb)]
 
     def climb(self, weights: Weights) -> None:
         """Move from W to W + e."""

@@ -9,6 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatminima.perturb.resolution import Resolution
+
+TINY = torch.finfo(torch.float32).tiny
+"""Keeps a division by a norm finite where all gradients are 0."""
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -65,10 +70,12 @@ class Weights:
 
     Args:
         slots: The parameters, with their strengths. Those of strength 0 are left out.
+        resolution: Told of each displacement, where it matters how it was rounded.
     """
 
-    def __init__(self, slots: list[Slot]) -> None:
+    def __init__(self, slots: list[Slot], resolution: Resolution | None = None) -> None:
         self.slots = slots
+        self.resolution = resolution
         self._tensors = [slot.tensor for slot in slots]
         self._home: list[Tensor] | None = None
 
@@ -82,9 +89,11 @@ class Weights:
             self._home = [tensor.clone() for tensor in self._tensors]
         else:
             torch._foreach_copy_(self._tensors, self._home)
-        for tensor, offset in zip(self._tensors, offsets, strict=True):
+        for tensor, home, offset in zip(self._tensors, self._home, offsets, strict=True):
             if offset is not None:
                 tensor.add_(offset)
+                if self.resolution is not None:
+                    self.resolution.look(home, tensor, offset)
         torch.clear_autocast_cache()  # it holds low-precision copies of the weights as they were
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -38,6 +39,8 @@ class Wrapper(Optimizer):
 
     card: ClassVar[Card]
     strength_name: ClassVar[str]
+    refused: ClassVar[Mapping[str, str]] = {}
+    """Options of other methods that this one is asked for in vain, and why."""
 
     def __init__(
         self,

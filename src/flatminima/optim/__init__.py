@@ -1,0 +1,5 @@
+"""How the weights move: base optimizers that torch does not have."""
+
+from flatminima.optim.variational_adam import VariationalAdam
+
+__all__ = ["VariationalAdam"]
