@@ -4,6 +4,7 @@ import pytest
 
 from flatminima.errors import InputError
 from flatminima.training.assemble import for_methods
+from flatminima.training.methods import specialize
 from flatminima.training.recipe import Recipe, dump, option_types, parse_method, read
 from flatminima.training.specs import SECTIONS
 
@@ -99,3 +100,24 @@ def test_bad_recipe_files(tmp_path, content, words):
 
 def test_every_field_can_be_asked_for_by_name():
     assert set(option_types()) == set(Recipe().flat())
+
+
+def test_settings_after_a_method_are_the_recipes_for_it_alone():
+    asked = Recipe.from_flat({"perturb": "nso:sigma=0.2:lr=0.3:keep=swa:vectors=false"})
+    recipe = specialize(asked)
+    assert recipe.perturb.perturb == "nso:sigma=0.2:vectors=false"
+    assert (recipe.optimizer.lr, recipe.loop.keep) == (0.3, "swa")
+    assert specialize(recipe) == recipe
+
+
+def test_each_method_of_a_study_is_checked_with_its_own_settings():
+    methods = ["plain", "plain:keep=swa", "bsam:lr=0.3", "nso:weight_decay=0.1"]
+    assert list(for_methods(Recipe(), methods)) == methods
+    for bad, words in {
+        "plain:keep=best": "digits has no validation samples",
+        "plain:seed=3": "unknown option of 'plain' 'seed'",
+        "nso:lr=fast": "--lr is 'fast'",
+        "bsam:optimizer=sgd": "SGD does not keep",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            for_methods(Recipe(), ["plain", bad])

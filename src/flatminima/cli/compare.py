@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = Recipe.from_flat(said)
     from flatminima.study.compare import compare
     from flatminima.study.table import rich_table
-    from flatminima.training.assemble import check_strengths
+    from flatminima.training.methods import check_strengths
 
     check_strengths(said, methods)
 

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     said = flags.given(arguments)
     recipe = Recipe.from_flat(said)
     out = arguments.resume or arguments.out
-    from flatminima.training.assemble import check_strengths
+    from flatminima.training.methods import check_strengths
     from flatminima.training.run import (
         CHANGEABLE,
         finetune,

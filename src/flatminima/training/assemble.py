@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,28 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from flatminima.errors import InputError, require, unknown
+from flatminima.errors import InputError, require
 from flatminima.objectives import Supervised
-from flatminima.perturb import Perturbed, card, make, options, schedules
+from flatminima.optim import VariationalAdam
+from flatminima.perturb import Perturbed, card, options
 from flatminima.progress import Progress, silent
 from flatminima.training import loop, models
+from flatminima.training.averaging import Average
 from flatminima.training.batches import batches_per_epoch
 from flatminima.training.data.encode import encode
 from flatminima.training.data.examples import DataSet
 from flatminima.training.data.load import load as load_data
 from flatminima.training.directory import RunDirectory
 from flatminima.training.logs import Log
+from flatminima.training.methods import (
+    SHARED_OPTIONS,
+    perturbed,
+    specialize,
+    strength_schedule,
+)
 from flatminima.training.pretrain import pretrain
 from flatminima.training.recipe import Recipe, parse_method
-from flatminima.training.specs import OptimizerSpec
+from flatminima.training.specs import LoopSpec, OptimizerSpec
 from flatminima.training.threads import fitting_threads
 
 
@@ -50,6 +58,8 @@ def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     Raises:
         InputError: the data or the model cannot be had, or do not fit.
     """
+    recipe = specialize(recipe)
+    own_base = card(parse_method(recipe.perturb.perturb)[0]).base
     seed = recipe.loop.seed
     data = load_data(recipe.data, seed, progress)
     name = recipe.model.model or models.default_model(data)
@@ -57,7 +67,7 @@ def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     built = models.build(name, data, new_head=recipe.model.new_head)
     places = {"data": recipe.data.data, "model": name}
     recipe = recipe.but(**{key: _absolute(place) for key, place in places.items()})
-    recipe = recipe.resolved(built.family, built.random_weights)
+    recipe = recipe.resolved(built.family, built.random_weights, own_base)
     if built.family == "builtin" and recipe.model.pretrain and data.source is not None:
         with fitting_threads(built.model):
             pretrain(built.model, data, built.encoding, seed, progress)
@@ -80,7 +90,7 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> l
     """
     recipe, data = prepared.recipe, prepared.data
     model = accelerator.prepare_model(prepared.built.model)
-    base = _base_optimizer(model, recipe.optimizer)
+    base = _base_optimizer(model, recipe.optimizer, len(data.train))
     per_epoch = batches_per_epoch(
         len(data.train), recipe.loop.batch_size, accelerator.num_processes
     )
@@ -88,12 +98,12 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> l
         raise InputError(f"{len(data.train)} training samples are too few for the processes")
     epochs = recipe.loop.epochs
     assert epochs is not None
-    optimizer = _perturbed(base, recipe)
+    optimizer = perturbed(base, recipe)
     total = epochs * per_epoch
     if recipe.loop.equal == "gradients":
         total = max(1, round(total / optimizer.gradients_per_step(recipe.loop.batch_size)))
     # Only now: a schedule that starts at 0 would make the first step, and so all, look cheap.
-    optimizer.schedule = _strength_schedule(optimizer, recipe, total, per_epoch)
+    optimizer.schedule = strength_schedule(optimizer, recipe, total, per_epoch)
     validation = None
     if len(data.validation):
         validation = encode(data.validation, data, prepared.built.encoding)
@@ -103,7 +113,7 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> l
         accelerator=accelerator,
         model=model,
         optimizer=optimizer,
-        scheduler=_lr_scheduler(optimizer, recipe.optimizer, total),
+        scheduler=_lr_scheduler(optimizer, recipe, total, per_epoch),
         objective=Supervised(),
         train=encode(data.train, data, prepared.built.encoding, augment=True),
         validation=validation,
@@ -115,76 +125,21 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> l
             directory if accelerator.is_main_process else None, tensorboard=recipe.loop.tensorboard
         ),
         companions=prepared.built.companions,
+        average=_average(accelerator.unwrap_model(model), recipe.loop, total, per_epoch),
     )
 
 
-OF_PYTHON = ("schedule", "scaler", "model")
-"""Options whose values have no form in a recipe."""
-
-SHARED_OPTIONS = {"num_perturbations": 1, "clean_weight": 0.0, "noise": "normal"}
-"""Fields of a recipe that only some methods have, with their defaults."""
-
-
-def _perturbed(base: torch.optim.Optimizer, recipe: Recipe) -> Perturbed:
-    """The recipe's method around a base optimizer.
-
-    Raises:
-        InputError: the recipe sets an option that the method does not have.
-    """
-    spec = recipe.perturb
-    name, own = parse_method(spec.perturb)
-    strength = card(name).strength
-    takes = [option for option in options(name) if option not in OF_PYTHON]
-    for option in own:
-        if option not in takes:
-            raise unknown(f"option of {name!r}", option, takes)
-    given: dict[str, Any] = {}
-    for option, default in SHARED_OPTIONS.items():
-        value = getattr(spec, option)
-        if option in takes:
-            given[option] = value
-        elif value != default:
-            raise InputError(f"{name!r} has no option --{option.replace('_', '-')}: leave it out")
-    if strength:
-        given |= {"seed": recipe.loop.seed}
-        if hasattr(spec, strength):
-            given[strength] = getattr(spec, strength)
-    return make(name, base, **{**given, **own})
-
-
-def check_strengths(said: Mapping[str, Any], methods: Sequence[str]) -> None:
-    """Refuse a sigma or rho that none of the methods would use.
-
-    Args:
-        said: What the user set, by the recipe's names.
-        methods: As users write them.
-
-    Raises:
-        InputError: there is one.
-    """
-    used = {card(parse_method(method)[0]).strength for method in methods}
-    for name in ("sigma", "rho"):
-        if said.get(name) is not None and name not in used:
-            own = [m for m in methods if name in options(parse_method(m)[0])]
-            if own:
-                raise InputError(f"--{name} sets no strength here: write {own[0]}:{name}=...")
-            raise InputError(
-                f"--{name} is not what {', '.join(methods)} is set by: choose a method with "
-                f"--perturb (see `flatminima methods`), or leave --{name} out"
-            )
-
-
-def _strength_schedule(
-    optimizer: Perturbed, recipe: Recipe, total: int, per_epoch: int
-) -> schedules.Schedule:
-    kind = recipe.perturb.strength_schedule
-    if kind == "linear":
-        return schedules.linear(total, every=per_epoch)
-    if kind == "exponential":
-        # From 1e-5, as the code released with the NSO paper does.
-        size = max(group[optimizer.strength_name] for group in optimizer.param_groups)
-        return schedules.exponential(total, every=per_epoch, start=1e-5 / max(size, 1e-5))
-    return schedules.constant()
+def _average(model: torch.nn.Module, spec: LoopSpec, total: int, per_epoch: int) -> Average | None:
+    """What gathers the mean of the weights, where the recipe keeps one."""
+    if spec.keep not in ("swa", "ema"):
+        return None
+    return Average(
+        model,
+        decay=spec.ema_decay if spec.keep == "ema" else None,
+        start=int(spec.average_from * total),
+        total=total,
+        per_epoch=per_epoch,
+    )
 
 
 def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
@@ -213,12 +168,13 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
     for method, known in takes.items():
         foreign = {k: v for k, v in SHARED_OPTIONS.items() if k not in known}
         recipes[method] = recipe.but(perturb=method, **foreign)
-        weight = torch.nn.Parameter(torch.zeros(1))
-        shared = {k: said[k] for k in SHARED_OPTIONS}
-        ready = prepared.recipe.but(perturb=method, **{**shared, **foreign})
-        _perturbed(torch.optim.SGD([weight], lr=1.0), ready)
-    if not len(prepared.data.validation):
-        _check_choosing(recipe, prepared.data)
+        shared = {k: said[k] for k in (*SHARED_OPTIONS, "optimizer", "lr")}
+        ready = specialize(prepared.recipe.but(perturb=method, **{**shared, **foreign}))
+        family, random_weights = prepared.built.family, prepared.built.random_weights
+        ready = ready.resolved(family, random_weights, card(parse_method(method)[0]).base)
+        perturbed(_base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
+        if not len(prepared.data.validation):
+            _check_choosing(ready, prepared.data)
     return recipes
 
 
@@ -231,7 +187,9 @@ def _check_choosing(recipe: Recipe, data: DataSet) -> None:
         )
 
 
-def _base_optimizer(model: torch.nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
+def _base_optimizer(
+    model: torch.nn.Module, spec: OptimizerSpec, samples: int
+) -> torch.optim.Optimizer:
     """The base optimizer; weight decay spares biases and norms, as fine-tuning does."""
     # Names, so that the noise of a tensor does not depend on the order of the groups.
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -243,12 +201,29 @@ def _base_optimizer(model: torch.nn.Module, spec: OptimizerSpec) -> torch.optim.
     assert spec.lr is not None
     if spec.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum)
+    if spec.optimizer == "variational-adam":
+        for group in groups:
+            group["prior_precision"] = group.pop("weight_decay")
+        return VariationalAdam(groups, lr=spec.lr, num_samples=samples)
     kind = torch.optim.Adam if spec.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=spec.lr)
 
 
-def _lr_scheduler(optimizer: Perturbed, spec: OptimizerSpec, total: int) -> LambdaLR:
+SWA_ANNEALING = 5
+"""Epochs over which the learning rate goes to that of SWA."""
+
+
+def _lr_scheduler(optimizer: Perturbed, recipe: Recipe, total: int, per_epoch: int) -> LambdaLR:
+    spec, swa = recipe.optimizer, recipe.loop.keep == "swa"
     warmup = round(spec.warmup * total)
+    turn = int(recipe.loop.average_from * total)
+    level = 0.5 if recipe.loop.swa_lr is None else recipe.loop.swa_lr / max(spec.lr or 0, 1e-30)
+
+    def with_swa(step: int) -> float:
+        if not swa or step < turn:
+            return factor(step)
+        annealed = min(1.0, (step - turn) / (SWA_ANNEALING * per_epoch))
+        return factor(turn) * (1 - annealed) + level * annealed
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -260,7 +235,7 @@ def _lr_scheduler(optimizer: Perturbed, spec: OptimizerSpec, total: int) -> Lamb
             return (1 + math.cos(math.pi * rest)) / 2
         return 1.0
 
-    return LambdaLR(optimizer, factor)
+    return LambdaLR(optimizer, with_swa)
 
 
 def make_accelerator(recipe: Recipe) -> Any:

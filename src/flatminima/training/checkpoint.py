@@ -3,6 +3,7 @@
     checkpoints/last/       the newest
     checkpoints/previous/   the one before, to fall back on
     checkpoints/best/       the best by validation accuracy
+    checkpoints/averaged/   the mean of the weights, of a run that keeps it
 
 Each holds `model.safetensors`, `optimizer.pt` (read with weights_only=True) and `state.json`, with
 the SHA-256 of the others; for transformers also the config and tokenizer, so that the folder loads
@@ -76,7 +77,7 @@ def save(
     """Write a checkpoint; one that was there under the name becomes `previous`, if this is `last`.
 
     Args:
-        folder: `.../checkpoints/last` or `.../checkpoints/best`.
+        folder: `.../checkpoints/last`, `best` or `averaged`.
         model: Its weights and buffers are saved.
         optimizer: Tensors and plain values to go on with; None leaves them out.
         state: The run's progress, JSON values.

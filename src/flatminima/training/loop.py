@@ -20,6 +20,7 @@ from flatminima.perturb import Perturbed, global_norm
 from flatminima.perturb.shares import cut, sample_count
 from flatminima.progress import Progress
 from flatminima.training import checkpoint
+from flatminima.training.averaging import Average
 from flatminima.training.batches import Epoch, batches_per_epoch
 from flatminima.training.directory import RunDirectory
 from flatminima.training.evaluate import Score, evaluate, loader, to_device
@@ -75,6 +76,7 @@ class Run:
         directory: Where to write; None on processes that write nothing.
         log: Takes the records of steps and epochs.
         companions: Writes what belongs beside the weights of a checkpoint.
+        average: Gathers the mean of the weights; None where none is kept.
     """
 
     accelerator: Any
@@ -90,6 +92,7 @@ class Run:
     directory: RunDirectory
     log: Log
     companions: Callable[[Path], None]
+    average: Average | None = None
 
     def __post_init__(self) -> None:
         # accelerate steps the optimizer through this, for its gradient scaler.
@@ -148,6 +151,15 @@ def _rest_of_epoch(run: Run, step: int) -> Iterator[tuple[int, Any]]:
         yield len(indices), batch
 
 
+def full_batches(run: Run) -> Iterator[Any]:
+    """The training set once over, in shuffled batches of one size; the rest is left out."""
+    order = Epoch(len(run.train), run.spec.batch_size, seed=run.spec.seed, epoch=run.total_steps)
+    size = min(len(run.train), run.spec.batch_size)
+    for batch in loader(run.train, batch_sampler=order):
+        if sample_count(batch) == size:
+            yield batch
+
+
 def _timed_step(run: Run, state: State, samples: int, batch: Any) -> None:
     started = time.perf_counter()
     before = [b.clone() for b in run.model.buffers()] if run.spec.on_nan == "skip" else []
@@ -171,6 +183,8 @@ def _timed_step(run: Run, state: State, samples: int, batch: Any) -> None:
     rates = [group["lr"] for group in run.optimizer.param_groups]
     run.scheduler.step()
     state.step += 1
+    if run.average is not None:
+        run.average.after(state.step)
     state.seconds += time.perf_counter() - started
     run.log.write(
         {
@@ -194,27 +208,41 @@ def _gather_gradient(run: Run, state: State, total: int, batch: Any) -> Tensor:
     share = own * accelerator.num_processes / total
     at_home = mean = torch.zeros((), device=accelerator.device)
     seen_home = False
-    for piece in optimizer.passes(batch):
-        current = optimizer.current_pass
-        assert current is not None
-        samples = sample_count(piece)
-        size = run.spec.micro_batch_size or samples
-        loss = torch.zeros((), device=accelerator.device)
-        for start in range(0, samples, size):
-            stop = min(start + size, samples)
-            micro = cut(piece, start, stop, samples) if size < samples else piece
-            last = optimizer.must_synchronize and stop == samples
-            with nullcontext() if last else accelerator.no_sync(run.model):
-                with accelerator.autocast(), torch.set_grad_enabled(current.backward):
-                    part = run.objective(run.model, micro)
-                if current.backward:
-                    accelerator.backward(part * (share * (stop - start) / samples))
-            loss = loss + part.detach().float() * ((stop - start) / samples)
-        if current.move is None:
-            at_home, seen_home = loss, True
-        mean = mean + loss * (current.weight * samples / own)
-        state.gradients += current.backward * samples / own
+    size = run.spec.micro_batch_size or own
+    parts = list(_pieces(batch, size)) if optimizer.by_micro_batch else [batch]
+    for part in parts:
+        part_samples = sample_count(part)
+        for piece in optimizer.passes(part):
+            current = optimizer.current_pass
+            assert current is not None
+            samples = sample_count(piece)
+            loss = torch.zeros((), device=accelerator.device)
+            done = 0
+            for micro in _pieces(piece, size):
+                count = sample_count(micro)
+                done += count
+                last = optimizer.must_synchronize and done == samples and part is parts[-1]
+                with nullcontext() if last else accelerator.no_sync(run.model):
+                    with accelerator.autocast(), torch.set_grad_enabled(current.backward):
+                        value = run.objective(run.model, micro)
+                    if current.backward:
+                        accelerator.backward(
+                            value * (share * (part_samples / own) * (count / samples))
+                        )
+                loss = loss + value.detach().float() * (count / samples)
+            if current.at_home:
+                at_home, seen_home = at_home + loss * (samples / own), True
+            mean = mean + loss * (current.weight * samples / own)
+            state.gradients += current.backward * samples / own
     return at_home if seen_home else mean
+
+
+def _pieces(batch: Any, size: int) -> Iterator[Any]:
+    """A batch in pieces of `size` samples, the last with what is left."""
+    samples = sample_count(batch)
+    for start in range(0, samples, size):
+        stop = min(start + size, samples)
+        yield cut(batch, start, stop, samples) if size < samples else batch
 
 
 def _clip(run: Run) -> Tensor:
@@ -285,6 +313,7 @@ def save(run: Run, state: State, name: str = "last") -> None:
     tensors = {
         "optimizer": run.optimizer.state_dict(),
         "scheduler": run.scheduler.state_dict(),
+        "average": run.average.state_dict() if run.average else None,
         "scaler": run.accelerator.scaler.state_dict() if run.accelerator.scaler else None,
         "random": {
             "cpu": torch.get_rng_state(),
@@ -306,6 +335,8 @@ def load(run: Run, found: checkpoint.Checkpoint) -> State:
     tensors = found.load_optimizer()
     run.optimizer.load_state_dict(tensors["optimizer"])
     run.scheduler.load_state_dict(tensors["scheduler"])
+    if run.average and tensors["average"]:
+        run.average.load_state_dict(tensors["average"])
     if run.accelerator.scaler and tensors["scaler"]:
         run.accelerator.scaler.load_state_dict(tensors["scaler"])
     torch.set_rng_state(tensors["random"]["cpu"])

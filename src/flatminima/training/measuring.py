@@ -17,6 +17,9 @@ from flatminima.training.directory import RunDirectory
 from flatminima.training.recipe import Recipe
 from flatminima.training.run import measure
 
+KEPT = {"best": ("best",), "swa": ("averaged",), "ema": ("averaged",)}
+"""The checkpoint that a run is about, by what it keeps; the last where it is not there."""
+
 
 def measure_target(
     target: str,
@@ -28,7 +31,7 @@ def measure_target(
     """The curvature of a target's loss on its training set.
 
     Args:
-        target: A run directory (its last checkpoint is taken, or the best if the run keeps that), a
+        target: A run directory (its last checkpoint is taken, or what the run keeps), a
             checkpoint folder of a run, or a transformers folder or hub id.
         said: Recipe fields, flat, that override the run's own; must name the data for a model that
             is no run.
@@ -64,9 +67,8 @@ def measure_target(
 
 def _locate(path: Path) -> tuple[checkpoint.Checkpoint | None, Path | None]:
     if (path / "recipe.yaml").is_file():
-        best = RunDirectory(path).read_recipe().loop.keep == "best"
-        names = ("best", "last", "previous") if best else ("last", "previous")
-        return checkpoint.find(path / "checkpoints", names), path
+        kept = KEPT.get(RunDirectory(path).read_recipe().loop.keep, ())
+        return checkpoint.find(path / "checkpoints", (*kept, "last", "previous")), path
     run = path.parent.parent
     if path.parent.name == "checkpoints" and (run / "recipe.yaml").is_file():
         return checkpoint.read(path), run

@@ -51,6 +51,9 @@ class Recipe:
         _at_least("momentum", self.optimizer.momentum, 0, most=1)
         _at_least("weight_decay", self.optimizer.weight_decay, 0)
         _at_least("warmup", self.optimizer.warmup, 0, most=1)
+        _at_least("average_from", self.loop.average_from, 0, most=1)
+        _at_least("ema_decay", self.loop.ema_decay, 0, most=1)
+        _at_least("swa_lr", self.loop.swa_lr, 0, most=1e30)
         _at_least("max_grad_norm", self.optimizer.max_grad_norm, 1e-30)
         for name in ("epochs", "batch_size", "micro_batch_size", "early_stopping", "save_every"):
             _at_least(name, getattr(self.loop, name), 1)
@@ -85,20 +88,23 @@ class Recipe:
         """A copy with some fields changed, by their flat names."""
         return Recipe.from_flat({**self.flat(), **changes})
 
-    def resolved(self, family: str, random_weights: bool) -> Recipe:
+    def resolved(self, family: str, random_weights: bool, base: str = "") -> Recipe:
         """The recipe with the defaults filled in that depend on the model.
 
         Args:
             family: "builtin" or "transformers".
             random_weights: Whether the model starts from random weights.
+            base: The optimizer that the method needs, "" for any.
         """
         small = family == "builtin"
+        optimizer = self.optimizer.optimizer or base or ("sgd" if small else "adamw")
+        rate = 0.05 if small else 5e-4 if random_weights else 5e-5
         sigma = 0.1 if small else 0.01
         late = {
             "sigma": sigma,
             "rho": 0.1 if small else 0.05,
-            "optimizer": "sgd" if small else "adamw",
-            "lr": 0.05 if small else 5e-4 if random_weights else 5e-5,
+            "optimizer": optimizer,
+            "lr": 0.1 if optimizer == "variational-adam" else rate,
             "epochs": 60 if small else 20 if random_weights else 5,
             "measure_sigma": sigma,
             "measure_samples": 1000 if small else 128,

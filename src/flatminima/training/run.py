@@ -183,10 +183,23 @@ def _train_and_measure(
         if best.warning:
             say(best.warning)
         best.load_model(model)
+    elif run.average is not None:
+        model = run.average.finish(loop.full_batches(run), accelerator.device)
+        checkpoint.save(
+            directory.checkpoints / "averaged",
+            model,
+            None,
+            {"step": state.step},
+            run.companions,
+        )
     test = encode(prepared.data.test, prepared.data, prepared.built.encoding)
     batches = loader(test, prepared.recipe.loop.batch_size)
     score = evaluate(model, batches, accelerator.device)
     metrics: dict[str, Any] = {"test_accuracy": score.accuracy, "test_loss": score.loss}
+    if run.validation is not None:
+        batches = loader(run.validation, prepared.recipe.loop.batch_size)
+        score = evaluate(model, batches, accelerator.device)
+        metrics |= {"validation_accuracy": score.accuracy, "validation_loss": score.loss}
     report = None
     if prepared.recipe.measure.measure:
         report = measure(prepared, model, accelerator.device, progress)

@@ -39,8 +39,8 @@ class PerturbSpec:
 
     perturb: str = _option(
         "plain",
-        "method, see `flatminima methods`; its own options may follow it, as in "
-        "nso:sigma=0.1:interval=2",
+        "method, see `flatminima methods`; its own options may follow it, and settings of "
+        "optimizer and averaging for it alone, as in nso:sigma=0.1:interval=2:lr=0.01:keep=swa",
     )
     sigma: float | None = _option(
         None, "standard deviation of the noise (default: 0.1 for mlp and cnn, else 0.01)"
@@ -60,11 +60,14 @@ class PerturbSpec:
 class OptimizerSpec:
     """How the weights move."""
 
-    optimizer: Literal["sgd", "adam", "adamw"] | None = _option(
-        None, "base optimizer (default: sgd for mlp and cnn, else adamw)"
+    optimizer: Literal["sgd", "adam", "adamw", "variational-adam"] | None = _option(
+        None,
+        "base optimizer (default: sgd for mlp and cnn, else adamw; variational-adam for bsam)",
     )
     lr: float | None = _option(
-        None, "learning rate (default: 0.05 for mlp and cnn, 5e-4 for random weights, else 5e-5)"
+        None,
+        "learning rate (default: 0.05 for mlp and cnn, 5e-4 for random weights, else 5e-5; 0.1 for "
+        "variational-adam)",
     )
     momentum: float = _option(0.9, "momentum of sgd")
     weight_decay: float = _option(0.0, "weight decay")
@@ -95,9 +98,16 @@ class LoopSpec:
     )
     precision: Literal["fp32", "bf16", "fp16"] = _option("fp32", "autocast precision")
     seed: int = _option(0, "decides data split, label noise, initial weights, order and noise")
-    keep: Literal["last", "best"] = _option(
-        "last", "which weights are tested and measured; best is by validation accuracy"
+    keep: Literal["last", "best", "swa", "ema"] = _option(
+        "last",
+        "which weights are tested and measured: the last, the best by validation accuracy, the "
+        "mean over the ends of epochs, or the exponential moving mean over steps",
     )
+    average_from: float = _option(0.75, "part of the steps after which swa and ema average")
+    swa_lr: float | None = _option(
+        None, "learning rate while swa averages, reached over 5 epochs (default: half of --lr)"
+    )
+    ema_decay: float = _option(0.99, "decay of ema, a step")
     early_stopping: int | None = _option(
         None, "stop after this many epochs without better validation accuracy"
     )

@@ -1,0 +1,86 @@
+"""Averages of the weights along a run: SWA and EMA, by torch.optim.swa_utils."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+
+from flatminima.objectives.supervised import inputs_and_targets, logits
+from flatminima.training.evaluate import to_device
+
+
+class Average:
+    """The mean of the weights, over epochs' ends (SWA) or over steps (EMA).
+
+    SWA: the equal mean of the weights at the end of each epoch after `start`, and of the last ones.
+    EMA: a <- decay a + (1 - decay) W at each step after `start`, a = W at the first.
+
+    Statistics of BatchNorm are not averaged: those of the averaged weights are other numbers, and
+    `finish` computes them from the data.
+
+    Source: Izmailov, Podoprikhin, Garipov, Vetrov, Wilson, "Averaging Weights Leads to Wider Optima
+    and Better Generalization", 2018, arXiv 1803.05407.
+
+    Args:
+        model: The model in training, not wrapped for data parallelism.
+        decay: Of EMA; None makes it SWA.
+        start: Steps after which averaging begins.
+        total: Steps of the run.
+        per_epoch: Steps of an epoch.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, decay: float | None, start: int, total: int, per_epoch: int
+    ) -> None:
+        rule = None if decay is None else get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._model = model
+        self._average = AveragedModel(model, multi_avg_fn=rule)
+        self._every = per_epoch if decay is None else 1
+        self._start, self._total = start, total
+
+    def after(self, step: int) -> None:
+        """Take in the weights after a step, if it is one that counts."""
+        if step > self._start and (step % self._every == 0 or step == self._total):
+            self._average.update_parameters(self._model)
+
+    def finish(self, batches: Iterable[Any], device: torch.device) -> nn.Module:
+        """The averaged model, with the BatchNorm statistics of its own weights.
+
+        Args:
+            batches: Of the training set, of equal sizes: each counts the same.
+            device: Where the model is.
+        """
+        inputs = (_Inputs(inputs_and_targets(to_device(batch, device))[0]) for batch in batches)
+        update_bn(inputs, _ByInputs(self._average.module))
+        return self._average.module
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average so far."""
+        return self._average.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from an average."""
+        self._average.load_state_dict(state)
+
+
+class _Inputs:
+    """The inputs of a batch, in a form that `update_bn` hands on as it is."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+
+class _ByInputs(nn.Module):
+    """A model that takes inputs by name too."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: _Inputs) -> torch.Tensor:
+        """The model's logits."""
+        return logits(self.model, inputs.content)
