@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         top_eigenvalues,
     )
     from flatminima.objectives import Supervised
+    from flatminima.optim import VariationalAdam
     from flatminima.perturb import (
         ASAM,
         BSAM,
@@ -72,6 +73,7 @@ __all__ = [
     "Plain",
     "Supervised",
     "Turn",
+    "VariationalAdam",
     "cards",
     "curvature",
     "hessian_trace",
@@ -94,6 +96,7 @@ _HOMES = {
         "top_eigenvalues",
     },
     "flatminima.objectives": {"Supervised"},
+    "flatminima.optim": {"VariationalAdam"},
 }
 """Where a public name lives; in `flatminima.perturb` if it is not here."""
 

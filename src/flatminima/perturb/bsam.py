@@ -26,7 +26,7 @@ class BSAM(Perturbed):
         G = g(W + e),    e = rho * h / s        is what momentum sees
 
     s, the posterior's precision for each weight, lives in the base optimizer, which must be
-    `flatminima.optim.VariationalAdam`; its docstring has the update. At rho = 0 the noise is left
+    `flatminima.VariationalAdam`; its docstring has the update. At rho = 0 the noise is left
     out too, and the base optimizer is all there is.
 
     The size of the gradient matters: with a `GradScaler` give it as `scaler=`.
@@ -39,7 +39,7 @@ class BSAM(Perturbed):
     Adam, which moves the weights even where the learning rate is 0.
 
     Args:
-        base: A `flatminima.optim.VariationalAdam`.
+        base: A `flatminima.VariationalAdam`.
         rho: Radius, in units of (weights)^2 times loss; 5e-5 to 0.1 in the paper.
         **engine: `schedule`, `interval`, `seed`, `share_masks`, `model`; see `Perturbed`.
 
@@ -65,7 +65,7 @@ class BSAM(Perturbed):
         if not isinstance(base, VariationalAdam):
             raise InputError(
                 f"bSAM needs the posterior precision that {type(base).__name__} does not keep: "
-                "wrap flatminima.optim.VariationalAdam(params, lr=0.5, num_samples=len(data))"
+                "wrap flatminima.VariationalAdam(params, lr=0.5, num_samples=len(data))"
             )
         self._posterior = base
         self._noise = Noise.named("normal")
