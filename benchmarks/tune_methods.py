@@ -17,8 +17,9 @@ from flatminima.training.directory import environment
 from flatminima.training.recipe import Recipe, read
 
 ROOT = Path(__file__).parents[1]
-SIGMAS = ("0.05", "0.07", "0.1", "0.14", "0.2")
-RHOS = ("0.05", "0.1", "0.2", "0.4", "0.8")
+SIGMAS = ("0.02", "0.035", "0.05", "0.07", "0.1", "0.14", "0.2")
+RHOS = ("0.01", "0.02", "0.05", "0.1", "0.2", "0.4", "0.8")
+PRECISE_RHOS = ("0.001", "0.003", "0.01", "0.03", "0.1", "0.3", "1")
 GRIDS = {
     "wp-sgd:sigma={}": SIGMAS,
     "wp-sgd:num_perturbations=2:sigma={}": SIGMAS,
@@ -29,10 +30,26 @@ GRIDS = {
     "sam:rho={}": RHOS,
     "m-sam:m=8:rho={}": RHOS,
     "usam:rho={}": RHOS,
-    "asam:rho={}": ("0.25", "0.5", "1", "2", "4"),
+    "asam:rho={}": ("0.06", "0.12", "0.25", "0.5", "1", "2", "4"),
     "rsam:rho={}": RHOS,
-    "bsam:optimizer=variational-adam:lr=0.1:rho={}": ("0.01", "0.03", "0.1", "0.3", "1"),
-    "bsam:optimizer=variational-adam:lr=0.3:rho={}": ("0.01", "0.03", "0.1", "0.3", "1"),
+    "bsam:optimizer=variational-adam:lr=0.1:rho={}": (
+        "0.001",
+        "0.003",
+        "0.01",
+        "0.03",
+        "0.1",
+        "0.3",
+        "1",
+    ),
+    "bsam:optimizer=variational-adam:lr=0.3:rho={}": (
+        "0.001",
+        "0.003",
+        "0.01",
+        "0.03",
+        "0.1",
+        "0.3",
+        "1",
+    ),
     "gsam:rho={}": RHOS,
     "looksam:rho={}": RHOS,
     "friendly-sam:rho={}": RHOS,

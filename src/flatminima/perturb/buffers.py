@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from flatminima.perturb.shards import gather_anew, may_shard
+
 
 class _Buffer:
     """One buffer of one module, as it was before the first pass.
@@ -85,7 +87,9 @@ class Buffers:
 
     def __init__(self, model: nn.Module | None = None) -> None:
         self._buffers: list[_Buffer] = []
+        self._model = model
         self._seen: set[int] = set()
+        self._called: set[int] = set()
         self._found_by_hook = model is None
         self._from_home = False
         if model is not None:
@@ -108,6 +112,9 @@ class Buffers:
 
     def _on_call(self, module: nn.Module, _: Any) -> None:
         self._adopt(module)
+        if may_shard() and id(module) not in self._called:
+            self._called.update(map(id, module.modules()))
+            gather_anew(module)
         if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
             # torch.compile traces each global hook that it sees, and compiles anew for a new one.
             self._handle.remove()
@@ -120,6 +127,9 @@ class Buffers:
     @torch.no_grad()
     def start_pass(self) -> None:
         """Set the buffers to what they were before the first pass."""
+        self._called.clear()
+        if self._model is not None:
+            gather_anew(self._model)
         for buffer in self._buffers:
             buffer.write()
 

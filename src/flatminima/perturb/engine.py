@@ -350,7 +350,8 @@ class Perturbed(Wrapper):
         """The method's plan; where no weight would move, one plain pass."""
         if step % self.interval or not self._moves():
             return [Pass()]
-        return self.plan(Turn(step // self.interval, self._micro_batches, rank(), samples))
+        own_rank = 0 if self.sharded else rank()
+        return self.plan(Turn(step // self.interval, self._micro_batches, own_rank, samples))
 
     def _unchecked_resolution(self) -> Resolution | None:
         """Looks at the first step at full strength, if there are 16-bit weights."""

@@ -243,7 +243,8 @@ class NSO(Perturbed):
         """Warn where the signs of a step do not cancel."""
         by_micro_batch = self.signs == "split" and samples is None
         noisy = self.clean_weight < 1 and any(self.strength(group) for group in self.param_groups)
-        if by_micro_batch and noisy and micro_batches % 2 and world_size() % 2:
+        alone = self.sharded or world_size() % 2
+        if by_micro_batch and noisy and micro_batches % 2 and alone:
             warnings.warn(
                 f"signs='split' gathered {micro_batches} micro-batch(es) for one step, so one sign "
                 "has no partner and its noise does not cancel: call passes(x, y), which halves the "

@@ -48,7 +48,8 @@ class Turn:
     Attributes:
         step: Steps so far at which weights moved: all, unless `interval` is above 1.
         micro_batch: Calls of `passes()` since the last step.
-        rank: This process's rank, 0 without torch.distributed.
+        rank: This process's rank; 0 without torch.distributed, and where processes share one set of
+            weights (FSDP2).
         samples: Samples in the batch, where `passes(batch)` was given it to cut; else None.
     """
 

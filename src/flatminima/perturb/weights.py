@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flatminima.perturb.resolution import Resolution
+from flatminima.perturb.shards import is_sharded, local, sums
 
 TINY = torch.finfo(torch.float32).tiny
 """Keeps a division by a norm finite where all gradients are 0."""
@@ -76,7 +77,7 @@ class Weights:
     def __init__(self, slots: list[Slot], resolution: Resolution | None = None) -> None:
         self.slots = slots
         self.resolution = resolution
-        self._tensors = [slot.tensor for slot in slots]
+        self._tensors = [local(slot.tensor) for slot in slots]
         self._home: list[Tensor] | None = None
 
     @torch.no_grad()
@@ -91,9 +92,9 @@ class Weights:
             torch._foreach_copy_(self._tensors, self._home)
         for tensor, home, offset in zip(self._tensors, self._home, offsets, strict=True):
             if offset is not None:
-                tensor.add_(offset)
+                tensor.add_(local(offset))
                 if self.resolution is not None:
-                    self.resolution.look(home, tensor, offset)
+                    self.resolution.look(home, tensor, local(offset))
         torch.clear_autocast_cache()  # it holds low-precision copies of the weights as they were
 
     @torch.no_grad()
@@ -151,13 +152,13 @@ class Gradients:
     def look(self) -> None:
         """Remember what is in `.grad` now."""
         self._seen = [parameter.grad for parameter in self._parameters]
-        self._versions = [None if grad is None else grad._version for grad in self._seen]
+        self._versions = [None if grad is None else local(grad)._version for grad in self._seen]
 
     def grown(self) -> bool:
         """Whether `backward()` ran since `look`."""
         return any(
             parameter.grad is not None
-            and (parameter.grad is not before or parameter.grad._version != version)
+            and (parameter.grad is not before or local(parameter.grad)._version != version)
             for parameter, before, version in zip(
                 self._parameters, self._seen, self._versions, strict=True
             )
@@ -214,7 +215,7 @@ class Gradients:
 
     @torch.no_grad()
     def _scale(self, factor: float) -> None:
-        gradients: list[Any] = [p.grad for p in self._parameters if p.grad is not None]
+        gradients: list[Any] = [local(p.grad) for p in self._parameters if p.grad is not None]
         if factor != 1.0 and gradients:
             torch._foreach_mul_(gradients, factor)
 
@@ -234,19 +235,33 @@ def _replaced(before: Tensor | None, after: Tensor | None) -> bool:
 
 @torch.no_grad()
 def global_norm(tensors: list[Tensor]) -> Tensor:
-    """The Euclidean norm of all tensors together, float32 at least, on the first one's device."""
-    dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
-    norms = [
-        torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
-        for tensor in dense
-    ]
+    """The Euclidean norm of all tensors together, float32 at least, on the first one's device.
+
+    Of tensors sharded over processes it is that of the whole.
+    """
+    norms = [_norm(local(tensor)) for tensor in tensors]
+    if any(map(is_sharded, tensors)):
+        squares = [norm.double().square() for norm in norms]
+        found = sums(zip(tensors, squares, strict=True))
+        return torch.stack([square.to(found[0]) for square in found]).sum().sqrt().to(norms[0])
     total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
     return total
 
 
+def _norm(tensor: Tensor) -> Tensor:
+    dense = tensor.coalesce().values() if tensor.is_sparse else tensor
+    dtype = torch.promote_types(dense.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(dense, dtype=dtype)
+    return norm
+
+
 @torch.no_grad()
 def inner_product(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
-    """The real inner product of two lists of tensors, float32 at least, on the first's device."""
+    """The real inner product of two lists of tensors, float32 at least, on the first's device.
+
+    Of tensors sharded over processes it is that of the whole.
+    """
     # Elementwise, since an autocast region around the passes would do a dot product in 16 bits.
-    products = [(a * b.conj()).real.sum() for a, b in zip(ours, theirs, strict=True)]
-    return torch.stack([product.to(products[0]) for product in products]).sum()
+    products = [(local(a) * local(b).conj()).real.sum() for a, b in zip(ours, theirs, strict=True)]
+    found = sums(zip(ours, products, strict=True))
+    return torch.stack([product.to(products[0]) for product in found]).sum()

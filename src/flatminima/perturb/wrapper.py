@@ -15,6 +15,7 @@ from flatminima.perturb import options
 from flatminima.perturb.cards import Card
 from flatminima.perturb.noise import Noise, Stream, tensor_ids
 from flatminima.perturb.schedules import Schedule, constant, describe
+from flatminima.perturb.shards import check_shards, is_sharded, shard_like
 from flatminima.perturb.weights import Slot
 
 
@@ -117,9 +118,8 @@ class Wrapper(Optimizer):
         """Unit-variance noise for one parameter, float32 at least, at an address."""
         dtype = torch.promote_types(slot.tensor.dtype, torch.float32)
         z = torch.empty(slot.tensor.shape, dtype=dtype, device=slot.tensor.device)
-        return noise.sample(
-            z, self._stream.generator(slot.tensor.device, slot.tensor_id, *counters)
-        )
+        noise.sample(z, self._stream.generator(z.device, slot.tensor_id, *counters))
+        return shard_like(z, slot.tensor)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; it may carry its own sigma or rho."""
@@ -166,8 +166,14 @@ class Wrapper(Optimizer):
             ]
         self._staged = None
 
+    @property
+    def sharded(self) -> bool:
+        """Whether processes hold shards of one set of weights, so that all move to one place."""
+        return any(is_sharded(p) for group in self.param_groups for p in group["params"])
+
     def _adopt(self, group: dict[str, Any]) -> None:
         """Give a group its strength, if it has none of its own."""
+        check_shards(group["params"])
         if len({id(parameter) for parameter in group["params"]}) < len(group["params"]):
             raise InputError(
                 "a parameter stands twice in one group of the optimizer: give each once, for "
