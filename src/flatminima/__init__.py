@@ -21,9 +21,11 @@ if TYPE_CHECKING:
         CurvatureReport,
         Estimate,
         Hessian,
+        StartSigma,
         curvature,
         hessian_trace,
         perturbation_gap,
+        start_sigma,
         top_eigenvalues,
     )
     from flatminima.objectives import Supervised
@@ -66,6 +68,7 @@ __all__ = [
     "Pass",
     "Perturbed",
     "Plain",
+    "StartSigma",
     "Supervised",
     "Turn",
     "cards",
@@ -75,6 +78,7 @@ __all__ = [
     "perturbation_gap",
     "register",
     "schedules",
+    "start_sigma",
     "top_eigenvalues",
 ]
 
@@ -84,9 +88,11 @@ _HOMES = {
         "CurvatureReport",
         "Estimate",
         "Hessian",
+        "StartSigma",
         "curvature",
         "hessian_trace",
         "perturbation_gap",
+        "start_sigma",
         "top_eigenvalues",
     },
     "flatminima.objectives": {"Supervised"},
