@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flatminima.perturb import Card, cards
 from flatminima.study import markdown_table
+from flatminima.study.numbers import difference
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +21,33 @@ ROOT = Path(__file__).parents[1]
 def demo_table() -> str:
     """The table of `make demo`."""
     return markdown_table(json.loads((ROOT / "docs/results/demo.json").read_text()))
+
+
+def start_sigma_table() -> str:
+    """How close the start value of sigma comes to the best of a sweep."""
+    found = json.loads((ROOT / "docs/results/start-sigma.json").read_text())
+    lines = [
+        "| task | start value | its range over seeds | best of the sweep, and its ties | "
+        "start / best | loss given up |",
+        "| :-- | --: | --: | --: | --: | --: |",
+    ]
+    return "\n".join([*lines, *(_start_row(task, result) for task, result in found.items())]) + "\n"
+
+
+def _start_row(task: str, result: Mapping[str, Any]) -> str:
+    sweep, starts = result["sweep"], [found["value"] for found in result["starts"]]
+    at = next(row for row in sweep["values"] if row["value"] == result["start"])
+    ties = [f"{row['value']:g}" for row in sweep["values"] if row["tied"]]
+    pair = at["difference"]
+    cells = [
+        f"{task}, {sweep['method']}, {len(sweep['seeds'])} seeds",
+        f"{result['start']:g}",
+        f"{min(starts):.2g} to {max(starts):.2g}",
+        f"{sweep['best']:g} ({', '.join(ties)})",
+        f"{result['start'] / sweep['best']:.2f}" if sweep["best"] else "the best is 0",
+        difference(pair["difference"], pair["ci95"]) if pair else "0",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def method_cards() -> str:
@@ -52,4 +82,5 @@ def fill(path: Path, name: str, content: str) -> None:
 
 if __name__ == "__main__":
     fill(ROOT / "README.md", "demo table", demo_table())
+    fill(ROOT / "docs/how-to/finding-sigma.md", "start values", start_sigma_table())
     fill(ROOT / "docs/methods.md", "method cards", method_cards())

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -176,6 +177,12 @@ def test_the_readme_says_of_the_transformer_what_was_measured():
         assert f"{100 * gain['difference']:+.1f}" in readme
         assert f"[{low:+.1f}, {high:+.1f}]" in readme
         assert low < 0 < high
+
+
+def test_the_table_of_start_values_is_that_of_the_committed_results():
+    tables = runpy.run_path(str(ROOT / "benchmarks/readme.py"))
+    page = (ROOT / "docs/how-to/finding-sigma.md").read_text()
+    assert tables["start_sigma_table"]() in page
 
 
 def test_public_names_exist():

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
         CurvatureReport,
         Estimate,
         Hessian,
+        StartSigma,
         curvature,
         hessian_trace,
         perturbation_gap,
+        start_sigma,
         top_eigenvalues,
     )
     from flatminima.objectives import Supervised
@@ -71,6 +73,7 @@ __all__ = [
     "Pass",
     "Perturbed",
     "Plain",
+    "StartSigma",
     "Supervised",
     "Turn",
     "VariationalAdam",
@@ -81,6 +84,7 @@ __all__ = [
     "perturbation_gap",
     "register",
     "schedules",
+    "start_sigma",
     "top_eigenvalues",
 ]
 
@@ -90,9 +94,11 @@ _HOMES = {
         "CurvatureReport",
         "Estimate",
         "Hessian",
+        "StartSigma",
         "curvature",
         "hessian_trace",
         "perturbation_gap",
+        "start_sigma",
         "top_eigenvalues",
     },
     "flatminima.objectives": {"Supervised"},

@@ -116,7 +116,7 @@ def test_methods(capsys):
     assert "arXiv 2306.08553" in printed
 
 
-@pytest.mark.parametrize("command", ["finetune", "compare", "measure", "methods"])
+@pytest.mark.parametrize("command", ["finetune", "compare", "tune-sigma", "measure", "methods"])
 def test_help_shows_defaults_and_an_example_without_torch(command):
     show = "import sys; from flatminima.cli import main\n"
     show += f"try: main(['{command}', '--help'])\n"

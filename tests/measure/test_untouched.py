@@ -7,7 +7,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flatminima.measure import Hessian, curvature, hessian_trace, perturbation_gap, top_eigenvalues
+from flatminima.measure import (
+    Hessian,
+    curvature,
+    hessian_trace,
+    perturbation_gap,
+    start_sigma,
+    top_eigenvalues,
+)
 
 from .cases import cross_entropy
 
@@ -77,6 +84,7 @@ MEASUREMENTS = {
     "eigenvalues": lambda m, f, b: top_eigenvalues(Hessian(m, f, b), max_steps=3),
     "gap": lambda m, f, b: perturbation_gap(m, f, b, sigma=0.1, draws=3),
     "curvature": lambda m, f, b: curvature(m, f, b, sigma=0.1, probes=3, draws=3),
+    "start sigma": lambda m, f, b: start_sigma(m, f, b, fraction=1.0),
 }
 
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flatminima.cli import flags, screen
-from flatminima.errors import InputError
 from flatminima.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from flatminima.study import Outcome
 
 METHODS, SEEDS = "plain,nso-one-pass,nso,sam", 5
 
@@ -58,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     methods = said.pop("perturb", METHODS)
     if isinstance(methods, str):
         methods = [method.strip() for method in methods.split(",") if method.strip()]
-    seeds = _whole("seeds", getattr(arguments, "seeds", said.pop("seeds", SEEDS)))
+    seeds = flags.whole("seeds", getattr(arguments, "seeds", said.pop("seeds", SEEDS)))
     said.pop("seeds", None)
     recipe = Recipe.from_flat(said)
     from flatminima.study.compare import compare
@@ -76,22 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.out,
                 workers=arguments.workers,
                 progress=progress,
-                on_outcome=_report_failure,
+                on_outcome=screen.report_failure,
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command again continues the study") from None
     screen.show(rich_table(summary), rich_table(summary, narrow=True))
     print(f"study directory: {arguments.out}")
     return 1 if summary["failed"] else 0
-
-
-def _report_failure(outcome: Outcome) -> None:
-    if outcome.error:
-        screen.say(f"failed: {outcome.name}: {outcome.error}")
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        return int(str(value))
-    except ValueError:
-        raise InputError(f"--{name} is {value!r}: give a whole number") from None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
+from flatminima.errors import InputError
 from flatminima.training.recipe import Recipe, flag, literals, option_types, read
 from flatminima.training.specs import SECTIONS
 
@@ -62,6 +63,31 @@ def given(arguments: argparse.Namespace) -> dict[str, Any]:
 def recipe_from(arguments: argparse.Namespace) -> Recipe:
     """The recipe of the file and the flags."""
     return Recipe.from_flat(given(arguments))
+
+
+def words(values: Mapping[str, Any]) -> list[str]:
+    """The flags that say these fields of a recipe; those that are None are left out."""
+    plain = Recipe.from_flat(values).flat()
+    said: list[str] = []
+    for name in values:
+        value = plain[name]
+        if isinstance(value, bool):
+            said.append(flag(name) if value else flag(f"no_{name}"))
+        elif value is not None:
+            said += [flag(name), f"{value:g}" if isinstance(value, float) else str(value)]
+    return said
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number from a flag or a file.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return int(str(value))
+    except ValueError:
+        raise InputError(f"--{name} is {value!r}: give a whole number") from None
 
 
 def _add_flag(group: Any, name: str, kind: Any, default: Any, text: str) -> None:

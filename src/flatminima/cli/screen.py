@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flatminima.errors import require
 from flatminima.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from flatminima.study import Outcome
 
 
 @contextmanager
@@ -65,3 +68,9 @@ def show(wide: Any, narrow: Any = None) -> None:
 def say(text: str) -> None:
     """A line for the user, on standard error."""
     print(text, file=sys.stderr)
+
+
+def report_failure(outcome: Outcome) -> None:
+    """A line for a run that failed."""
+    if outcome.error:
+        say(f"failed: {outcome.name}: {outcome.error}")

@@ -5,6 +5,7 @@ from flatminima.measure.eigen import top_eigenvalues
 from flatminima.measure.gap import perturbation_gap
 from flatminima.measure.operators import Dense, Hessian, Operator
 from flatminima.measure.results import EigenEstimate, Estimate, TraceEstimate
+from flatminima.measure.start_sigma import StartSigma, start_sigma
 from flatminima.measure.trace import hessian_trace
 from flatminima.progress import Progress
 
@@ -16,9 +17,11 @@ __all__ = [
     "Hessian",
     "Operator",
     "Progress",
+    "StartSigma",
     "TraceEstimate",
     "curvature",
     "hessian_trace",
     "perturbation_gap",
+    "start_sigma",
     "top_eigenvalues",
 ]

@@ -98,15 +98,18 @@ class MeanLoss:
         """How many samples were seen."""
         return sum(self._counts)
 
-    def value(self) -> Tensor:
+    def value(self, *, finite: bool = True) -> Tensor:
         """The mean over all samples, float64 on the CPU, of the shape of one loss.
+
+        Args:
+            finite: Whether to refuse a loss that is not finite.
 
         Raises:
             InputError: a batch's loss is not finite.
         """
         losses = torch.stack(self._losses).cpu().double()
         bad = (~losses.isfinite()).nonzero()
-        if len(bad):
+        if len(bad) and finite:
             first = tuple(bad[0].tolist())
             raise InputError(
                 f"the loss of batch {first[0]} (counting from 0) is {losses[first].item()}: "

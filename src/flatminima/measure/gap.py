@@ -76,7 +76,7 @@ def perturbation_gap(
     meter = Meter(device, next(iter(named.values())).dtype)
     losses = MeanLoss("mend the data or the model, or take a smaller sigma")
     total = len(batches) if isinstance(batches, Sized) else 0
-    with untouched(model, objective, device), torch.no_grad(), _Shaken(named, seed) as weights:
+    with untouched(model, objective, device), torch.no_grad(), Shaken(named, seed) as weights:
         for done, (batch, count) in enumerate(weighted(batches, device), 1):
             places = weights.visit(sigma, distribution, draws, two_point)
             row = [scalar_loss(model, objective, batch) for _ in places]
@@ -95,7 +95,7 @@ def perturbation_gap(
     )
 
 
-class _Shaken:
+class Shaken:
     """Weights that can be moved, and are back bit for bit on leaving the context."""
 
     def __init__(self, named: dict[str, Tensor], seed: int) -> None:
@@ -103,7 +103,7 @@ class _Shaken:
         self._ids = tensor_ids(list(named))
         self._stream = Stream(seed)
 
-    def __enter__(self) -> _Shaken:
+    def __enter__(self) -> Shaken:
         self._home = [weight.clone() for weight in self._weights]
         return self
 

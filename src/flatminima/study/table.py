@@ -28,7 +28,15 @@ _PARTS = re.compile(r" (?=[\[±])|, (?=p )")
 
 
 @dataclass(frozen=True)
-class _Cells:
+class Cells:
+    """A table's words, before they are drawn.
+
+    Attributes:
+        headers: One a column; the first column is the rows' names.
+        rows: The cells.
+        notes: What stands below.
+    """
+
     headers: list[str]
     rows: list[list[str]]
     notes: list[str]
@@ -44,11 +52,34 @@ def rich_table(summary: Mapping[str, Any], *, narrow: bool = False) -> Table:
     Raises:
         InputError: rich is not installed.
     """
-    table_module, text = require("rich.table", "cli"), require("rich.text", "cli")
     cells = _turned(_cells(summary)) if narrow else _cells(summary)
-    tight = {"box": require("rich.box", "cli").SIMPLE, "padding": 0} if narrow else {}
+    return drawn(cells, str(summary["task"]), tight=narrow)
+
+
+def markdown_table(summary: Mapping[str, Any]) -> str:
+    """The summary as GitHub markdown: one row a method, notes and failures below.
+
+    Args:
+        summary: What `summarize` returns, or its `results.json`.
+    """
+    return written(_cells(summary))
+
+
+def drawn(cells: Cells, title: str, *, tight: bool = False) -> Table:
+    """A table for the terminal.
+
+    Args:
+        cells: What it says.
+        title: What stands above.
+        tight: Without borders.
+
+    Raises:
+        InputError: rich is not installed.
+    """
+    table_module, text = require("rich.table", "cli"), require("rich.text", "cli")
+    style = {"box": require("rich.box", "cli").SIMPLE, "padding": 0} if tight else {}
     table: Table = table_module.Table(
-        title=text.Text(str(summary["task"])), caption=text.Text("\n".join(cells.notes)), **tight
+        title=text.Text(title), caption=text.Text("\n".join(cells.notes)), **style
     )
     table.caption_justify = "left"
     for index, header in enumerate(cells.headers):
@@ -59,13 +90,12 @@ def rich_table(summary: Mapping[str, Any], *, narrow: bool = False) -> Table:
     return table
 
 
-def markdown_table(summary: Mapping[str, Any]) -> str:
-    """The summary as GitHub markdown: one row a method, notes and failures below.
+def written(cells: Cells) -> str:
+    """A table as GitHub markdown, its notes as a list below.
 
     Args:
-        summary: What `summarize` returns, or its `results.json`.
+        cells: What it says.
     """
-    cells = _cells(summary)
     lines = [
         _row(cells.headers),
         _row([":--"] + ["--:"] * (len(cells.headers) - 1)),
@@ -76,7 +106,7 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cells(summary: Mapping[str, Any]) -> _Cells:
+def _cells(summary: Mapping[str, Any]) -> Cells:
     methods = summary["methods"]
     shown = [name for name in _HEADERS if any(name in metrics for metrics in methods.values())]
     # The gain is in what the study is about: accuracy where there is one.
@@ -89,16 +119,16 @@ def _cells(summary: Mapping[str, Any]) -> _Cells:
             headers.append("gain (points)" if gain == "test_accuracy" else "loss difference")
             columns.append([_gain(summary, method, gain) for method in methods])
     rows = [list(row) for row in zip(*columns, strict=True)]
-    return _Cells(headers, rows, _notes(summary, gain))
+    return Cells(headers, rows, _notes(summary, gain))
 
 
-def _turned(cells: _Cells) -> _Cells:
+def _turned(cells: Cells) -> Cells:
     """Rows for columns; a number, its error or interval and its p-value stand in a pile."""
     rows = []
     for header, *values in zip(cells.headers, *cells.rows, strict=True):
         parts = [_PARTS.sub("\n", value) for value in values]
         rows.append([header, *parts])
-    return _Cells(rows[0], rows[1:], cells.notes)
+    return Cells(rows[0], rows[1:], cells.notes)
 
 
 def _scale(metric: str) -> float:

@@ -95,6 +95,26 @@ def check_strengths(said: Mapping[str, Any], methods: Sequence[str]) -> None:
             )
 
 
+def tuned_strength(method: str) -> str:
+    """The name of what a sweep of this method sets: sigma or rho.
+
+    Args:
+        method: As users write it, without its strength.
+
+    Raises:
+        InputError: it is not one method, has no strength, or sets it already.
+    """
+    if "," in method or not method.strip():
+        raise InputError(f"--perturb is {method!r}: name one method to tune, such as nso")
+    name, own = parse_method(method)
+    strength = card(name).strength
+    if not strength:
+        raise InputError(f"{name!r} has nothing to tune: choose a method of sigma or rho")
+    if strength in own:
+        raise InputError(f"{method!r} sets {strength}, which is to be tuned: leave it out")
+    return strength
+
+
 def strength_schedule(
     optimizer: Perturbed, recipe: Recipe, total: int, per_epoch: int
 ) -> schedules.Schedule:

@@ -142,24 +142,32 @@ def measure(
     spec = prepared.recipe.measure
     assert spec.probes is not None
     assert spec.draws is not None
-    encoded = encode(prepared.data.train, prepared.data, prepared.built.encoding)
-    samples = min(len(encoded), spec.measure_samples or len(encoded))
-    chosen = torch.randperm(
-        len(encoded), generator=torch.Generator().manual_seed(prepared.recipe.loop.seed)
-    )
-    part = Subset(encoded, chosen[:samples].sort().values.tolist())
-    batches = [to_device(batch, device) for batch in loader(part, prepared.recipe.loop.batch_size)]
     with fitting_threads(model):
         return curvature(
             model.to(device),
             Supervised(),
-            batches,
+            measured_batches(prepared, device),
             sigma=spec.measure_sigma,
             probes=spec.probes,
             draws=spec.draws,
             seed=prepared.recipe.loop.seed,
             progress=progress,
         )
+
+
+def measured_batches(prepared: Prepared, device: torch.device) -> list[Any]:
+    """The training samples that measures are taken on, chosen by the recipe's seed.
+
+    Args:
+        prepared: Its recipe says how many, its data which.
+        device: Where to have them.
+    """
+    spec, loop_spec = prepared.recipe.measure, prepared.recipe.loop
+    encoded = encode(prepared.data.train, prepared.data, prepared.built.encoding)
+    samples = min(len(encoded), spec.measure_samples or len(encoded))
+    chosen = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(loop_spec.seed))
+    part = Subset(encoded, chosen[:samples].sort().values.tolist())
+    return [to_device(batch, device) for batch in loader(part, loop_spec.batch_size)]
 
 
 def _train_and_measure(
@@ -192,14 +200,13 @@ def _train_and_measure(
             {"step": state.step},
             run.companions,
         )
-    test = encode(prepared.data.test, prepared.data, prepared.built.encoding)
-    batches = loader(test, prepared.recipe.loop.batch_size)
-    score = evaluate(model, batches, accelerator.device)
-    metrics: dict[str, Any] = {"test_accuracy": score.accuracy, "test_loss": score.loss}
-    if run.validation is not None:
-        batches = loader(run.validation, prepared.recipe.loop.batch_size)
-        score = evaluate(model, batches, accelerator.device)
-        metrics |= {"validation_accuracy": score.accuracy, "validation_loss": score.loss}
+    metrics: dict[str, Any] = {}
+    for part, examples in (("test", prepared.data.test), ("validation", prepared.data.validation)):
+        if len(examples):
+            encoded = encode(examples, prepared.data, prepared.built.encoding)
+            batches = loader(encoded, prepared.recipe.loop.batch_size)
+            score = evaluate(model, batches, accelerator.device)
+            metrics |= {f"{part}_accuracy": score.accuracy, f"{part}_loss": score.loss}
     report = None
     if prepared.recipe.measure.measure:
         report = measure(prepared, model, accelerator.device, progress)
