@@ -7,20 +7,46 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flatminima.perturb import Card, cards
-from flatminima.study import markdown_table
+from flatminima.study import markdown_table, paired
 from flatminima.study.numbers import difference
 
 ROOT = Path(__file__).parents[1]
+
+COMPARISONS = {
+    "methods-digits": ("plain:epochs=30", "nso:sigma=0.1"),
+    "methods-digits-gradients": ("plain:epochs=30", "nso-one-pass:sigma=0.1"),
+}
+"""The studies of all methods, and what else to compare with than plain training."""
 
 
 def demo_table() -> str:
     """The table of `make demo`."""
     return markdown_table(json.loads((ROOT / "docs/results/demo.json").read_text()))
+
+
+def comparison(name: str, references: Sequence[str]) -> str:
+    """A study's table, and the paired differences to other methods than its first."""
+    results = json.loads((ROOT / "docs/results" / f"{name}.json").read_text())
+    return "\n".join([markdown_table(results), *(_against(results, to) for to in references)])
+
+
+def _against(results: Mapping[str, Any], reference: str) -> str:
+    accuracies = {
+        method: dict(zip(results["seeds"], found["test_accuracy"]["values"], strict=True))
+        for method, found in results["methods"].items()
+    }
+    lines = [f"| method | gain over `{reference}` (points) |", "| :-- | --: |"]
+    for method, values in accuracies.items():
+        if method != reference:
+            pair = paired(values, accuracies[reference])
+            gain = difference(pair.difference, pair.t_interval, scale=100)
+            lines.append(f"| `{method}` | {gain} |")
+    return "\n".join([*lines, ""])
 
 
 def start_sigma_table() -> str:
@@ -84,3 +110,5 @@ if __name__ == "__main__":
     fill(ROOT / "README.md", "demo table", demo_table())
     fill(ROOT / "docs/how-to/finding-sigma.md", "start values", start_sigma_table())
     fill(ROOT / "docs/methods.md", "method cards", method_cards())
+    for name, references in COMPARISONS.items():
+        fill(ROOT / "docs/comparison.md", name, comparison(name, references))
