@@ -1,5 +1,6 @@
 """Two data-parallel processes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,18 +9,30 @@ import pytest
 import torch
 
 from . import ranks
+from .cases import VARIANTS
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """What ranks 0 and 1 found: method -> (displacements, weights)."""
+def results(tmp_path_factory):
+    """What ranks 0 and 1 found: trajectories, costs, and whether resuming is exact."""
     directory = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, str(Path(ranks.__file__))]
-    processes = [subprocess.Popen([*command, str(rank), str(directory)]) for rank in range(2)]
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", ranks.__name__]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(directory)], env=environment)
+        for rank in range(2)
+    ]
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
     return [torch.load(directory / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def both(results):
+    """Of each rank: method -> (displacements, weights)."""
+    return [found for found, _, _ in results]
 
 
 def test_weights_stay_bit_identical_across_ranks(both):
@@ -33,10 +46,41 @@ def test_plain_training_equals_one_process_on_the_whole_batch(both):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_with_shared_noise_two_ranks_equal_one_process(both):
-    _, alone = ranks.train("nso-shared")
-    for ours, theirs in zip(both[0]["nso-shared"][1], alone, strict=True):
+@pytest.mark.parametrize("name", ["nso-shared", "sam-shared", "asam-shared", "gsam"])
+def test_where_ranks_move_alike_two_equal_one_process(both, name):
+    _, alone = ranks.train(name)
+    for ours, theirs in zip(both[0][name][1], alone, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_sam_climbs_along_each_ranks_own_gradient_unless_it_is_shared(both):
+    own, shared = "sam-unsynchronized", "sam-shared-unsynchronized"
+    assert not torch.equal(both[0][own][0], both[1][own][0])
+    assert torch.equal(both[0][shared][0], both[1][shared][0])
+
+
+ALL_REDUCES = {"gsam": 2, "friendly-sam": 2, "bsam": 2, "looksam": (2, 1, 1, 1)}
+"""Of a step; one for every other method."""
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.name != "plain"], ids=str)
+def test_a_step_costs_what_the_card_says(results, variant):
+    steps, weights = results[0][1][str(variant)]
+    assert all(map(torch.equal, weights, results[1][1][str(variant)][1]))
+    weight = torch.nn.Parameter(torch.zeros(1))
+    samples = ranks.SAMPLES // 2
+    cost = variant.wrap(torch.optim.SGD([weight], lr=0.1)).gradients_per_step(samples)
+    if variant.name != "looksam":  # its period is longer than the run
+        clean = variant.options.get("running_statistics") == "clean"  # one forward more
+        assert [forward / samples for forward, _, _ in steps] == [cost + clean] * ranks.STEPS
+    wanted = ALL_REDUCES.get(variant.name, 1)
+    wanted = wanted if isinstance(wanted, tuple) else (wanted,) * ranks.STEPS
+    assert tuple(reduced for _, _, reduced in steps) == wanted
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.name != "plain"], ids=str)
+def test_resuming_is_bit_exact(results, variant):
+    assert all(same[str(variant)] for _, _, same in results)
 
 
 def test_noise_differs_by_rank_unless_it_is_shared(both):
