@@ -141,6 +141,28 @@ def test_rsam_is_its_equation_with_the_noise_it_draws():
     torch.testing.assert_close(e, ball(up), **EXACT)
 
 
+@pytest.mark.parametrize("scale", ["layer", "filter"])
+def test_rsams_noise_may_be_relative_and_leave_out_vectors(scale):
+    x, y = batch(dtype=DOUBLE)
+    model, twin = smooth(), Twin(None)
+    base = torch.optim.SGD(model.parameters(), lr=RATE)
+    optimizer = RSAM(base, rho=RHO, sigma=0.1, scale=scale, vectors=False, seed=5)
+    absolute = RSAM(torch.optim.SGD(model.parameters(), lr=0.0), rho=RHO, sigma=0.1, seed=5)
+    home, seen = copies(model.parameters()), []
+    for either in (absolute, optimizer):
+        for _ in either.passes():
+            seen.append([p.detach() - h for p, h in zip(model.parameters(), home, strict=True)])
+            cross_entropy(model(x), y).backward()
+        either.zero_grad()
+    plain, _, relative, e = seen
+    for z, r, h in zip(plain, relative, home, strict=True):
+        dims = 1 if scale == "filter" else None
+        size = h.square().mean(dim=dims, keepdim=True).sqrt() if h.dim() > 1 else 0.0
+        torch.testing.assert_close(r, z * size, **EXACT)
+    z = flat(relative)
+    torch.testing.assert_close(flat(e), ball(z + twin.gradient(twin.w + z, x, y)), **EXACT)
+
+
 @given(scale=st.floats(0.1, 10), seed=st.integers(0, 99))
 def test_asam_does_not_see_a_rescaling_of_the_weights(scale, seed):
     # f(v1, v2) = h(v1 v2): v1 -> a v1, v2 -> v2 / a computes the same, and e must scale along.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Unpack
+from typing import Literal, Unpack
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from flatminima.perturb.cards import Card, register
-from flatminima.perturb.noise import Noise
+from flatminima.perturb.noise import Noise, Scale
 from flatminima.perturb.options import Options, between
 from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.sam import SAM, normalized
@@ -38,6 +38,8 @@ class RSAM(SAM):
         rho: Radius of the ball, in units of the weights.
         sigma: Standard deviation of Z, in units of the weights.
         gradient_weight: lambda.
+        scale: What sigma is a part of: "absolute", "layer" or "filter", as for NSO.
+        vectors: Whether Z has parts for tensors of one dimension, biases and norms' weights.
         **engine: `schedule` (of rho), `interval`, `seed`, `share_masks`, `model`; see `Perturbed`.
     """
 
@@ -59,12 +61,16 @@ class RSAM(SAM):
         rho: float,
         sigma: float = 0.01,
         gradient_weight: float = 1.0,
+        scale: Literal["absolute", "layer", "filter"] = "absolute",
+        vectors: bool = True,
         **engine: Unpack[Options],
     ) -> None:
         super().__init__(base, rho=rho, **engine)
         self.sigma = between("sigma", sigma, 0, math.inf)
         self.gradient_weight = between("gradient_weight", gradient_weight, 0, math.inf)
-        self.noise = Noise.named("normal")
+        self.scale = Scale.named(scale)
+        self.vectors = vectors
+        self._noise = Noise.named("normal")
 
     def plan(self, turn: Turn) -> list[Pass]:
         """At W + Z, for the direction; then at W + e."""
@@ -78,16 +84,22 @@ class RSAM(SAM):
         weights.displace(self._z(slot, address) for slot in weights.slots)
 
     def _climb(self, weights: Weights, address: tuple[int, ...]) -> None:
+        weights.restore()  # Z is relative to W
         directions = [self._direction(slot, address) for slot in weights.slots]
         weights.displace(normalized(weights.slots, directions))
 
     def _direction(self, slot: Slot, address: tuple[int, ...]) -> Tensor | None:
         if slot.gradient is None:
             return None
-        return self._z(slot, address).add_(slot.gradient, alpha=self.gradient_weight)
+        z = self._z(slot, address)
+        step = slot.gradient * self.gradient_weight
+        return step if z is None else z.add_(step)
 
-    def _z(self, slot: Slot, address: tuple[int, ...]) -> Tensor:
-        return self._draw(slot, self.noise, *address).mul_(self.sigma)
+    def _z(self, slot: Slot, address: tuple[int, ...]) -> Tensor | None:
+        if slot.tensor.dim() <= 1 and not self.vectors:
+            return None
+        z = self._draw(slot, self._noise, *address)
+        return self.scale.apply(z, slot.tensor).mul_(self.sigma)
 
     def ascent(self, slots: Sequence[Slot]) -> Iterator[Tensor | None]:
         """Not used: the direction needs the noise too."""
