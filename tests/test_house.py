@@ -26,6 +26,7 @@ MAY_KNOW = {
     "objectives": {"errors"},
     "measure": {"errors", "progress", "objectives", "perturb"},
     "training": {"errors", "files", "progress", *CORE},
+    "integrations": {"errors", "perturb"},
     "study": {"errors", "files", "progress", "training"},
     "cli": {"errors", "files", "progress", "training", "study", "flatminima", *CORE},
     "__main__": {"cli"},

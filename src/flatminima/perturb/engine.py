@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from flatminima.errors import InputError
 from flatminima.perturb.buffers import Buffers
 from flatminima.perturb.cards import foreign_option
+from flatminima.perturb.closures import TWICE, Leftover, check_loss, check_unscaled
 from flatminima.perturb.options import whole
 from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.randomness import Replay
@@ -42,7 +43,11 @@ NOT_RUN = """step() needs the gradients of this step's passes first. Either
     optimizer.zero_grad()
 
 or optimizer.step(closure), where closure() zeroes the gradients, runs forward and backward, and \
-returns the loss."""
+returns the loss. Where a trainer calls step() for you: docs/how-to shows what transformers, \
+Lightning (precision="16-mixed" needs manual optimization) and accelerate need."""
+
+IMITATED = """this {} imitates the optimizer it wraps, and passes() would run beside that: call \
+passes() of the optimizer itself (in Lightning: self.optimizers().optimizer.passes(x, y))"""
 
 LOST = """.grad was emptied or replaced while passes ran, so the passes before are lost from it: \
 inside the loop call optimizer.zero_grad() or none, and let backward() add to .grad"""
@@ -114,6 +119,7 @@ class Perturbed(Wrapper):
         self._broken_off = False
         self._isolated = False
         self._resolution_checked = False
+        self._emptied = True
 
     def plan(self, turn: Turn) -> list[Pass]:
         """The passes of a step whose strength is not 0 everywhere.
@@ -143,6 +149,8 @@ class Perturbed(Wrapper):
         Yields:
             The part of the batch, or the `Pass` itself where no batch was given.
         """
+        if "base" not in vars(self):
+            raise InputError(IMITATED.format(type(self).__name__))
         content: Any = batch[0] if len(batch) == 1 else batch
         lengths = {len(part) for part in batch if isinstance(part, Tensor) and part.dim()}
         if len(lengths) > 1:
@@ -168,7 +176,8 @@ class Perturbed(Wrapper):
 
         Args:
             closure: Zeroes the gradients, runs forward and backward on the whole batch and returns
-                the loss; called once for each pass. Not needed after `passes()`.
+                the loss; called once for each pass. Not needed after `passes()`; there it is called
+                once, for what trainers do in it, and must return None.
 
         Returns:
             With a closure its loss at W where a pass ran there, else the passes' weighted mean.
@@ -179,7 +188,10 @@ class Perturbed(Wrapper):
         """
         self._go_home()
         loss = None
-        if closure is not None:
+        if closure is not None and self._micro_batches:
+            if closure() is not None:
+                raise InputError(TWICE)
+        elif closure is not None:
             loss = self._run_closure(closure)
         elif self._broken_off:
             raise RuntimeError(
@@ -194,6 +206,7 @@ class Perturbed(Wrapper):
             self._memory, self._staged = self._staged, None
         self._steps += 1
         self._micro_batches = 0
+        self._emptied = False
         return loss
 
     def check_step(self, micro_batches: int, samples: int | None) -> None:
@@ -217,7 +230,10 @@ class Perturbed(Wrapper):
             self._micro_batches = 0
             self._broken_off = False
             self._staged = None
-        elif self._gradients.grown() and not self._isolated:
+            self._emptied = True
+        elif self._isolated:
+            self._gradients.clear()
+        elif self._gradients.grown():
             raise RuntimeError(LOST)
         elif self._position[0] == 0:
             self._gradients.forget()
@@ -274,7 +290,7 @@ class Perturbed(Wrapper):
             samples: Samples of the batch to cut, or None.
             isolate: Whether each pass finds `.grad` empty and may empty it, as closures do.
         """
-        parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        parameters = self._trainable()
         if not self._broken_off and all(parameter.grad is None for parameter in parameters):
             # A new step, also where a skipped one's gradients were dropped behind our back.
             self._micro_batches, self._staged = 0, None
@@ -332,19 +348,30 @@ class Perturbed(Wrapper):
     def _run_closure(self, closure: Callable[[], Any]) -> Any:
         """Call the closure once for each pass; the loss as `step` returns it."""
         self.check_closure()
+        check_unscaled()
+        # What stands in `.grad` after a step is spent; what is there after zero_grad() is new.
+        leftover = Leftover(self._trainable()) if self._emptied else None
         self.zero_grad()
         at_home: Any = None
         mean: Any = 0.0
         with closing(self._run(None, isolate=True)) as passes:
             for current in passes:
+                if leftover is not None:
+                    leftover.mark()
                 with torch.enable_grad():
                     loss = closure()
-                _check_loss(loss)
+                if leftover is not None:
+                    leftover.check()
+                    leftover = None
+                check_loss(loss)
                 loss = loss.detach() if isinstance(loss, Tensor) else loss
                 if at_home is None and self._weights is not None and not self._weights.away:
                     at_home = loss
                 mean = mean + current.weight * loss
         return mean if at_home is None else at_home
+
+    def _trainable(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
 
     def _plan(self, step: int, samples: int | None) -> list[Pass]:
         """The method's plan; where no weight would move, one plain pass."""
@@ -375,15 +402,3 @@ class Perturbed(Wrapper):
                 self._buffers.rewind()
                 self._broken_off = True
         self._weights = self._gradients = self._buffers = self._current = None
-
-
-def _check_loss(loss: Any) -> None:
-    if loss is None:
-        raise InputError("the closure returned None: end it with `return loss`")
-    if isinstance(loss, Tensor) and loss.numel() != 1:
-        raise InputError(
-            f"the closure returned a tensor of shape {tuple(loss.shape)}: return the scalar loss, "
-            "for instance loss.mean()"
-        )
-    if not isinstance(loss, (int, float, Tensor)):
-        raise InputError(f"the closure returned {type(loss).__name__}: return the scalar loss")

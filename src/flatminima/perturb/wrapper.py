@@ -18,6 +18,9 @@ from flatminima.perturb.schedules import Schedule, constant, describe
 from flatminima.perturb.shards import check_shards, is_sharded, shard_like
 from flatminima.perturb.weights import Slot
 
+FROZEN = "perturb_frozen"
+"""A group with this key set has its frozen weights moved too; they are never trained."""
+
 
 class Wrapper(Optimizer):
     """A base optimizer, a strength for each of its groups, and a noise stream.
@@ -89,7 +92,11 @@ class Wrapper(Optimizer):
     def _moves(self) -> bool:
         """Whether any weight moves at this step."""
         strong = [group for group in self.param_groups if self.strength(group)]
-        return any(parameter.requires_grad for group in strong for parameter in group["params"])
+        return any(
+            parameter.requires_grad or group.get(FROZEN, False)
+            for group in strong
+            for parameter in group["params"]
+        )
 
     def _new_draft(self) -> list[dict[str, Tensor]]:
         """What the method remembers of each parameter, to be changed while passes run."""
@@ -100,7 +107,7 @@ class Wrapper(Optimizer):
     def _slots(self, draft: list[dict[str, Tensor]]) -> list[Slot]:
         """The parameters that may be moved at this step, each with its part of a draft."""
         parameters = [
-            (parameter, strength)
+            (parameter, strength, parameter.requires_grad or group.get(FROZEN, False))
             for group in self.param_groups
             for strength in [self.strength(group)]
             for parameter in group["params"]
@@ -108,10 +115,10 @@ class Wrapper(Optimizer):
         scale = 1.0 if self.scaler is None else self.scaler.get_scale()
         return [
             Slot(parameter, strength, tensor_id, scale, memory)
-            for (parameter, strength), tensor_id, memory in zip(
+            for (parameter, strength, movable), tensor_id, memory in zip(
                 parameters, self._tensor_ids, draft, strict=True
             )
-            if strength and parameter.requires_grad
+            if strength and movable
         ]
 
     def _draw(self, slot: Slot, noise: Noise, *counters: int) -> Tensor:
@@ -151,10 +158,11 @@ class Wrapper(Optimizer):
         own = state_dict.get("perturb")
         if own is not None:
             self._check_state(own)
-        strengths = [group[self.strength_name] for group in self.param_groups]
+        kept = (self.strength_name, FROZEN)
+        own_keys = [{k: group[k] for k in kept if k in group} for group in self.param_groups]
         self.base.load_state_dict({k: v for k, v in state_dict.items() if k != "perturb"})
-        for group, strength in zip(self.param_groups, strengths, strict=True):
-            group.setdefault(self.strength_name, strength)
+        for group, own_values in zip(self.param_groups, own_keys, strict=True):
+            group.update({k: v for k, v in own_values.items() if k not in group})
             self._adopt(group)
         if own is not None:
             self._steps = own["step"]
@@ -182,6 +190,23 @@ class Wrapper(Optimizer):
         options.strength(
             self.strength_name, group.setdefault(self.strength_name, self._default_strength)
         )
+        if group.get(FROZEN, False):
+            self._check_frozen(group["params"])
+
+    def _check_frozen(self, parameters: list[Tensor]) -> None:
+        if self.card.strength not in ("sigma", ""):
+            raise InputError(
+                f"perturb_frozen moves weights that have no gradient, and {self.card.name!r} moves "
+                "along gradients: use a method of noise, such as NSO, or leave perturb_frozen out"
+            )
+        for parameter in parameters:
+            real = parameter.is_floating_point() or parameter.is_complex()
+            if not real or parameter.itemsize < 2:
+                raise InputError(
+                    f"perturb_frozen cannot move weights of {parameter.dtype}: quantized weights "
+                    "have no room for noise. Load the model in 16 or 32 bits, or perturb the "
+                    "adapters only"
+                )
 
     def _name_tensors(self) -> list[int]:
         """Ids of the noise streams: by name where names are known, else by position."""
