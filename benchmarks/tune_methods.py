@@ -63,7 +63,13 @@ def main() -> None:
     found: dict[str, dict[str, dict[str, float]]] = {}
     for equal in ("epochs", "gradients"):
         recipe = Recipe.from_flat(
-            {**demo, "equal": equal, "measure": False, "validation_fraction": 0.3}
+            {
+                **demo,
+                "equal": equal,
+                "measure": False,
+                "validation_fraction": 0.3,
+                "keep_checkpoints": False,
+            }
         ).but(seed=FIRST_SEED)
         methods = [grid.format(value) for grid, values in GRIDS.items() for value in values]
         out = ROOT / "runs" / f"tune-methods-{equal}"

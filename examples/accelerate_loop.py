@@ -1,7 +1,6 @@
 """accelerate: accumulation, clipping, a schedule, and an exact resume by save_state, load_state."""
 
 import tempfile
-from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -32,8 +31,7 @@ class Run:
         for inputs, targets in self.loader:
             with accelerator.accumulate(self.net):
                 for x_, y_ in self.perturbed.passes(inputs, targets):
-                    quiet = not self.perturbed.must_synchronize
-                    with accelerator.no_sync(self.net) if quiet else nullcontext():
+                    with self.perturbed.synchronizing(self.net):
                         loss = torch.nn.functional.cross_entropy(self.net(x_), y_)
                         accelerator.backward(loss)
                 if accelerator.sync_gradients:

@@ -5,7 +5,6 @@ Starts its two processes itself, over gloo on the CPU; in earnest: torchrun --np
 
 import os
 import tempfile
-from contextlib import nullcontext
 
 import torch
 from torch import distributed
@@ -42,8 +41,7 @@ def distributed_data_parallel(method: str, rank: int, **strength: float) -> floa
     x_, y_ = x.chunk(PROCESSES)[rank], y.chunk(PROCESSES)[rank]
     for _ in range(STEPS):
         for _ in optimizer.passes():
-            # Only the last pass needs the other processes; forward included.
-            with nullcontext() if optimizer.must_synchronize else net.no_sync():
+            with optimizer.synchronizing(net):  # only the last pass needs the other process
                 cross_entropy(net(x_), y_).backward()
         optimizer.step()
         optimizer.zero_grad()

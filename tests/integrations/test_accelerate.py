@@ -1,7 +1,5 @@
 """accelerate: a prepared optimizer of ours."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from accelerate import Accelerator
@@ -64,8 +62,7 @@ class Run:
         for x, y in self.loader:
             with accelerator.accumulate(model):
                 for x_, y_ in perturbed.passes(x, y):
-                    quiet = not perturbed.must_synchronize
-                    with accelerator.no_sync(model) if quiet else nullcontext():
+                    with perturbed.synchronizing(model):
                         accelerator.backward(cross_entropy(model(x_), y_))
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), 0.3)

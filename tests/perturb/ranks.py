@@ -94,7 +94,7 @@ def counted(variant, rank):
     for step in range(STEPS):
         x, y = (part.chunk(2)[rank] for part in data(step))
         for x_, y_ in optimizer.passes(x, y):
-            with nullcontext() if optimizer.must_synchronize else net.no_sync():
+            with optimizer.synchronizing(net):
                 cross_entropy(net(x_), y_).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -102,6 +102,23 @@ def counted(variant, rank):
         for found in (forwards, backwards, reduced):
             found.clear()
     return steps, [p.detach().clone() for p in model.parameters()]
+
+
+def accumulated(variant, rank):
+    """The weights after steps of two micro-batches, the first under `no_sync()`."""
+    model = network()
+    net = DistributedDataParallel(model)
+    optimizer = variant.wrap(sgd(model.parameters()))
+    for step in range(STEPS):
+        x, y = (part.chunk(2)[rank] for part in data(step))
+        for part, (x_, y_) in enumerate(zip(x.chunk(2), y.chunk(2), strict=True)):
+            with nullcontext() if part else net.no_sync():
+                for x__, y__ in optimizer.passes(x_, y_):
+                    with optimizer.synchronizing(net):
+                        (cross_entropy(net(x__), y__) / 2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [p.detach().clone() for p in model.parameters()]
 
 
 def resumed(variant, rank):
@@ -141,7 +158,8 @@ def main(rank, directory):
     by_method = [variant for variant in VARIANTS if variant.name != "plain"]
     costs = {str(variant): counted(variant, rank) for variant in by_method}
     same = {str(variant): resumed(variant, rank) for variant in by_method}
-    torch.save((found, costs, same), directory / f"{rank}.pt")
+    weights = {str(variant): accumulated(variant, rank) for variant in by_method}
+    torch.save((found, costs, same, weights), directory / f"{rank}.pt")
     distributed.barrier()  # a rank that leaves early may abort the other
     distributed.destroy_process_group()
 

@@ -417,6 +417,62 @@ def test_clipping_between_passes_and_step_clips_the_whole_gradient(variant):
     assert nn.utils.get_total_norm(moved) == pytest.approx(1e-3, rel=1e-4)
 
 
+@pytest.mark.parametrize("face", ["passes", "closure"])
+@pytest.mark.parametrize("most", [1e-3, 1e3])
+def test_max_grad_norm_clips_the_steps_gradient(variant, face, most):
+    models, (x, y) = [smooth(), smooth()], batch(dtype=DOUBLE)
+    theirs = variant.wrap(sgd(models[0].parameters()))
+    for x_, y_ in theirs.passes(x, y):
+        cross_entropy(models[0](x_), y_).backward()
+    nn.utils.clip_grad_norm_(models[0].parameters(), most)
+    theirs.step()
+    torch.manual_seed(0)
+    ours = variant.wrap(sgd(models[1].parameters()), max_grad_norm=most)
+    if face == "passes":
+        train(ours, models[1], [(x, y)])
+    elif takes_closure(ours):
+        ours.step(lambda: _closed(ours, models[1], x, y))
+    else:
+        pytest.skip("takes no closure")
+    torch.testing.assert_close(state_of(models[1]), state_of(models[0]), rtol=1e-9, atol=1e-12)
+
+
+def _closed(optimizer, model, x, y, scaler=None):
+    optimizer.zero_grad()
+    with torch.autocast("cpu", torch.float16, enabled=scaler is not None):
+        loss = cross_entropy(model(x), y)
+    (loss if scaler is None else scaler.scale(loss)).backward()
+    return loss
+
+
+def test_a_closure_with_a_scaler_unscales_once_and_skips_on_overflow(variant):
+    models, (x, y) = [stateful(), stateful()], batch()
+    scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0) for _ in models]
+    optimizers = [
+        variant.wrap(sgd(model.parameters()), scaler=scaler, max_grad_norm=1.0)
+        for model, scaler in zip(models, scalers, strict=True)
+    ]
+    if not takes_closure(optimizers[0]):
+        pytest.skip("takes no closure")
+    torch.manual_seed(1)
+    _scaled_step(optimizers[1], models[1], scalers[1], x, y)
+    torch.manual_seed(1)
+    optimizers[0].step(lambda: _closed(optimizers[0], models[0], x, y, scalers[0]))
+    scalers[0].update()
+    assert optimizers[0].steps == 1
+    torch.testing.assert_close(state_of(models[0]), state_of(models[1]), rtol=1e-5, atol=1e-6)
+
+    before = copies(models[0].parameters())
+    bad = x * float("inf")
+    optimizers[0].step(lambda: _closed(optimizers[0], models[0], bad, y, scalers[0]))
+    scalers[0].update()
+    assert optimizers[0].steps == 1
+    assert scalers[0].get_scale() == 512.0
+    assert all(map(torch.equal, before, models[0].parameters()))
+    optimizers[0].step(lambda: _closed(optimizers[0], models[0], x, y, scalers[0]))
+    assert optimizers[0].steps == 2
+
+
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("where", ["before", "inside", "after"])
 def test_zero_grad_may_stand_where_it_likes(variant, where, set_to_none):

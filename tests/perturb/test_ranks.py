@@ -32,7 +32,7 @@ def results(tmp_path_factory):
 @pytest.fixture(scope="module")
 def both(results):
     """Of each rank: method -> (displacements, weights)."""
-    return [found for found, _, _ in results]
+    return [found for found, *_ in results]
 
 
 def test_weights_stay_bit_identical_across_ranks(both):
@@ -80,7 +80,13 @@ def test_a_step_costs_what_the_card_says(results, variant):
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v.name != "plain"], ids=str)
 def test_resuming_is_bit_exact(results, variant):
-    assert all(same[str(variant)] for _, _, same in results)
+    assert all(same[str(variant)] for _, _, same, _ in results)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.name != "plain"], ids=str)
+def test_accumulation_leaves_the_ranks_with_the_same_weights(results, variant):
+    one, other = (weights[str(variant)] for *_, weights in results)
+    assert all(map(torch.equal, one, other))
 
 
 def test_noise_differs_by_rank_unless_it_is_shared(both):

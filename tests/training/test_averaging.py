@@ -109,6 +109,14 @@ def test_measuring_a_run_measures_what_it_kept(tmp_path):
     assert by_run.loss == kept.loss != last.loss
 
 
+def test_checkpoints_may_be_left_out_of_what_remains(tmp_path):
+    finetune(Recipe.from_flat({**SMALL, "keep_checkpoints": False}), tmp_path / "a")
+    assert (tmp_path / "a/results.json").exists()
+    assert not (tmp_path / "a/checkpoints").exists()
+    with pytest.raises(InputError, match="no checkpoint in"):
+        measure_target(str(tmp_path / "a"), {})
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatminima.errors import InputError
-from flatminima.perturb import Pass, Perturbed, make, options
+from flatminima.perturb import Perturbed, make, options
 from flatminima.perturb.shares import fraction, sample_count
 
 USE = """class NSOTrainer(PerturbedTrainerMixin, Trainer): ...
@@ -108,32 +107,14 @@ class PerturbedTrainerMixin:
             items = num_items_in_batch
             if items is not None and share != 1:
                 items = items * share
-            with self._synchronizing(model, optimizer, current):
+            with optimizer.synchronizing(model):
                 loss: Tensor = trainer.training_step(model, part, items)
-            if current.move is None and at_home is None:
-                at_home = loss
+            if current.at_home:
+                at_home = loss * share if at_home is None else at_home + loss * share
             weighted = loss * (current.weight * share)
             mean = weighted if mean is None else mean + weighted
         assert mean is not None
         return mean if at_home is None else at_home
-
-    @contextmanager
-    def _synchronizing(self, model: Any, optimizer: Perturbed, current: Pass) -> Iterator[None]:
-        """Let processes average the gradients of this pass if they must, and only then."""
-        if not optimizer.must_synchronize:
-            with self.accelerator.no_sync(model):
-                yield
-            return
-        # The Trainer put all micro-batches but the last under no_sync, which is right for gradients
-        # that wait in `.grad`; but these are set aside, where DDP does not find them.
-        outer = getattr(model, "require_backward_grad_sync", None)
-        if outer is False and (current.sync or current.after is not None):
-            model.require_backward_grad_sync = True
-        try:
-            yield
-        finally:
-            if outer is not None:
-                model.require_backward_grad_sync = outer
 
 
 def _wrapper(

@@ -1,14 +1,19 @@
-"""What can be wrong with a closure, or with who calls it."""
+"""Closures: called in each pass, and what can be wrong with one, or with who calls it."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Generator
+from contextlib import closing
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from flatminima.errors import InputError
+from flatminima.perturb.plans import Pass
 from flatminima.perturb.weights import global_norm
 
 SCALED = """a GradScaler drives this step(closure): it unscaled gradients before the closure makes \
@@ -35,6 +40,61 @@ self.optimizers().optimizer.passes(x, y))."""
 
 TWICE = """passes() has gathered the gradients of this step, and step(closure) was given a closure \
 that returns a loss: use passes() and step(), or step(closure) alone"""
+
+
+def call_in_each(
+    passes: Generator[Pass, None, None], closure: Callable[[], Any], leftover: Leftover | None
+) -> Any:
+    """Call a closure once in each pass.
+
+    Returns:
+        Its loss at W where a pass ran there, else the passes' weighted mean.
+
+    Raises:
+        InputError: it returned no scalar, or would lose gradients that were there before.
+    """
+    at_home: Any = None
+    mean: Any = 0.0
+    with closing(passes):
+        for current in passes:
+            if leftover is not None:
+                leftover.mark()
+            with torch.enable_grad():
+                loss = closure()
+            if leftover is not None:
+                leftover.check()
+                leftover = None
+            check_loss(loss)
+            loss = loss.detach() if isinstance(loss, Tensor) else loss
+            if at_home is None and current.at_home:
+                at_home = loss
+            mean = mean + current.weight * loss
+    return mean if at_home is None else at_home
+
+
+def unscaled(scaler: torch.amp.GradScaler, base: Optimizer) -> bool:
+    """Unscale a step's gradient, and say whether it is finite.
+
+    `GradScaler.step` decides by its own record of overflows, and `update` asks that it was called;
+    so it steps a stand-in for the base optimizer, which only notes that it would have stepped.
+    """
+    if not scaler.is_enabled():
+        return True
+    stand_in = _StandIn(base)
+    scaler.step(stand_in)
+    return stand_in.stepped
+
+
+class _StandIn(Optimizer):
+    """Has an optimizer's parameters, and steps nothing."""
+
+    def __init__(self, base: Optimizer) -> None:
+        super().__init__([p for group in base.param_groups for p in group["params"]], {})
+        self.stepped = False
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Note that it was called."""
+        self.stepped = True
 
 
 class Leftover:
@@ -78,13 +138,13 @@ def check_unscaled() -> None:
     Raises:
         InputError: an enabled scaler is among the callers.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code is torch.amp.GradScaler.step.__code__:
             if frame.f_locals["self"].is_enabled():
                 raise InputError(SCALED)
             return
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
 
 
 def check_loss(loss: Any) -> None:

@@ -13,8 +13,9 @@ lives here, once, for all methods:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager
 from typing import Any, overload
 
 import torch
@@ -24,15 +25,22 @@ from torch.optim import Optimizer
 from flatminima.errors import InputError
 from flatminima.perturb.buffers import Buffers
 from flatminima.perturb.cards import foreign_option
-from flatminima.perturb.closures import TWICE, Leftover, check_loss, check_unscaled
-from flatminima.perturb.options import whole
+from flatminima.perturb.closures import (
+    TWICE,
+    Leftover,
+    call_in_each,
+    check_unscaled,
+    unscaled,
+)
+from flatminima.perturb.options import between, whole
 from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.randomness import Replay
-from flatminima.perturb.ranks import rank
+from flatminima.perturb.ranks import averaging, rank
 from flatminima.perturb.resolution import HALF, Resolution
+from flatminima.perturb.running import Running
 from flatminima.perturb.schedules import Schedule
-from flatminima.perturb.shares import WHOLE, bounds, cut, fraction, sample_count
-from flatminima.perturb.weights import Gradients, Weights
+from flatminima.perturb.shares import WHOLE, bounds, cut, sample_count
+from flatminima.perturb.weights import Gradients, Weights, clip
 from flatminima.perturb.wrapper import Wrapper
 
 NOT_RUN = """step() needs the gradients of this step's passes first. Either
@@ -48,9 +56,6 @@ Lightning (precision="16-mixed" needs manual optimization) and accelerate need."
 
 IMITATED = """this {} imitates the optimizer it wraps, and passes() would run beside that: call \
 passes() of the optimizer itself (in Lightning: self.optimizers().optimizer.passes(x, y))"""
-
-LOST = """.grad was emptied or replaced while passes ran, so the passes before are lost from it: \
-inside the loop call optimizer.zero_grad() or none, and let backward() add to .grad"""
 
 
 class Perturbed(Wrapper):
@@ -80,9 +85,12 @@ class Perturbed(Wrapper):
         share_masks: Whether passes over the same samples draw the same dropout masks.
         model: The module, only where forward hooks cannot find its buffers (they are found as
             modules are called) or to address noise by parameter names.
-        scaler: The `GradScaler` in use, if there is one. Only methods to which the size of the
-            gradient matters need it (USAM, RSAM, Friendly SAM): gradients carry its scale until
-            after the passes.
+        scaler: The `GradScaler` in use, if there is one. Methods to which the size of the gradient
+            matters need it (USAM, RSAM, Friendly SAM, bSAM), since gradients carry its scale until
+            after the passes; and `step(closure)`, which then unscales the step's gradient once and
+            skips a step in which any pass overflowed.
+        max_grad_norm: Clips the step's gradient, passes averaged and unscaled, to this norm over
+            all parameters, before the base optimizer sees it; None does not.
 
     Raises:
         InputError: a strength that is negative or not finite, nothing to train, a base optimizer
@@ -100,6 +108,7 @@ class Perturbed(Wrapper):
         share_masks: bool = True,
         model: nn.Module | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        max_grad_norm: float | None = None,
         **foreign: Any,
     ) -> None:
         for option in foreign:
@@ -109,15 +118,13 @@ class Perturbed(Wrapper):
         )
         self.interval = whole("interval", interval)
         self.share_masks = share_masks
+        self.max_grad_norm = None
+        if max_grad_norm is not None:
+            self.max_grad_norm = between("max_grad_norm", max_grad_norm, 1e-30, math.inf)
         self._micro_batches = 0
         self._samples: int | None = None
-        self._weights: Weights | None = None
-        self._gradients: Gradients | None = None
-        self._buffers: Buffers | None = None
-        self._current: Pass | None = None
-        self._position = (0, 1)
+        self._running: Running | None = None
         self._broken_off = False
-        self._isolated = False
         self._resolution_checked = False
         self._emptied = True
 
@@ -159,7 +166,7 @@ class Perturbed(Wrapper):
             )
         samples = sample_count(content) if batch else None
         self._go_home()
-        for current in self._run(samples, isolate=False):
+        for current in self._run(samples, isolated=False):
             if samples is None:
                 yield current
             elif current.share == WHOLE:
@@ -187,12 +194,12 @@ class Perturbed(Wrapper):
             InputError: a closure that returns no scalar, or that this method cannot use.
         """
         self._go_home()
-        loss = None
+        loss, scaler = None, None
         if closure is not None and self._micro_batches:
             if closure() is not None:
                 raise InputError(TWICE)
         elif closure is not None:
-            loss = self._run_closure(closure)
+            loss, scaler = self._run_closure(closure), self.scaler
         elif self._broken_off:
             raise RuntimeError(
                 "step() after passes that were broken off: the gradient is not whole. Call "
@@ -201,10 +208,14 @@ class Perturbed(Wrapper):
         elif self._micro_batches == 0:
             raise RuntimeError(NOT_RUN)
         self.check_step(self._micro_batches, self._samples)
-        self.base.step()
-        if self._staged is not None:
-            self._memory, self._staged = self._staged, None
-        self._steps += 1
+        if scaler is None or unscaled(scaler, self.base):
+            if self.max_grad_norm is not None:
+                clip([p.grad for p in self._trainable() if p.grad is not None], self.max_grad_norm)
+            self.base.step()
+            if self._staged is not None:
+                self._memory = self._staged
+            self._steps += 1
+        self._staged = None
         self._micro_batches = 0
         self._emptied = False
         return loss
@@ -225,18 +236,14 @@ class Perturbed(Wrapper):
 
         While passes run it only drops what was there before them: what the passes gather is theirs.
         """
-        if self._gradients is None:
-            self.base.zero_grad(set_to_none)
-            self._micro_batches = 0
-            self._broken_off = False
-            self._staged = None
-            self._emptied = True
-        elif self._isolated:
-            self._gradients.clear()
-        elif self._gradients.grown():
-            raise RuntimeError(LOST)
-        elif self._position[0] == 0:
-            self._gradients.forget()
+        if self._running is not None:
+            self._running.zero_grad()
+            return
+        self.base.zero_grad(set_to_none)
+        self._micro_batches = 0
+        self._broken_off = False
+        self._staged = None
+        self._emptied = True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue exactly where the optimizer of that state stood; see `Wrapper`."""
@@ -247,22 +254,43 @@ class Perturbed(Wrapper):
     @property
     def current_pass(self) -> Pass | None:
         """The pass that is running, None between steps."""
-        return self._current
+        return None if self._running is None else self._running.current
 
     @property
     def is_last_pass(self) -> bool:
         """Whether the running pass is its step's last: the one after which ranks must agree."""
-        index, count = self._position
-        return index == count - 1
+        return self._running is None or self._running.is_last
 
     @property
     def must_synchronize(self) -> bool:
         """Whether processes must average their gradients in the running pass.
 
         They do in the last pass of every method, and in earlier ones whose gradient ends up in what
-        counts. Put the other passes under `DistributedDataParallel.no_sync()`.
+        counts. Put the other passes under `DistributedDataParallel.no_sync()`, or let
+        `synchronizing` do it.
         """
-        return self.is_last_pass or (self._current is not None and self._current.sync)
+        return self.is_last_pass or (self._running is not None and self._running.current.sync)
+
+    @contextmanager
+    def synchronizing(self, model: nn.Module) -> Iterator[None]:
+        """Let data-parallel processes average the gradients of a pass where they must, only there.
+
+            for x_, y_ in optimizer.passes(x, y):
+                with optimizer.synchronizing(model):
+                    loss_fn(model(x_), y_).backward()
+
+        Within a `no_sync()` of your own, for micro-batches, gradients that wait in `.grad` go on
+        waiting; but those that a method sets aside are averaged, since they would be missed later.
+
+        Args:
+            model: A `DistributedDataParallel`, with the forward inside; another is left alone.
+        """
+        current = self.current_pass
+        aside = current is not None and (
+            current.sync or (current.after is not None and current.weight != 0)
+        )
+        with averaging(model, always=aside, never=not self.must_synchronize):
+            yield
 
     @property
     def by_micro_batch(self) -> bool:
@@ -283,66 +311,37 @@ class Perturbed(Wrapper):
         plans = [self._plan(step, samples) for step in range(self.period)]
         return sum(p.backward / p.share[1] for plan in plans for p in plan) / self.period
 
-    def _run(self, samples: int | None, *, isolate: bool) -> Generator[Pass, None, None]:
-        """Run the plan: the one place where a step happens.
-
-        Args:
-            samples: Samples of the batch to cut, or None.
-            isolate: Whether each pass finds `.grad` empty and may empty it, as closures do.
-        """
+    def _run(self, samples: int | None, *, isolated: bool) -> Generator[Pass, None, None]:
+        """Run the plan, and keep the books: a step's micro-batches, and its draft of memory."""
         parameters = self._trainable()
         if not self._broken_off and all(parameter.grad is None for parameter in parameters):
             # A new step, also where a skipped one's gradients were dropped behind our back.
             self._micro_batches, self._staged = 0, None
-        plan = self._plan(self._steps, samples)
-        draft = self._new_draft()
-        weights = self._weights = Weights(self._slots(draft), self._unchecked_resolution())
-        gradients = self._gradients = Gradients(parameters)
-        buffers = self._buffers = Buffers(self.model)
-        replay = Replay(parameter.device for parameter in parameters)
-        self._samples, self._isolated, finished = samples, isolate, False
+        draft, resolution = self._new_draft(), self._unchecked_resolution()
+        running = self._running = Running(
+            self._plan(self._steps, samples),
+            weights=Weights(self._slots(draft), resolution),
+            gradients=Gradients(parameters),
+            buffers=Buffers(self.model),
+            replay=Replay(p.device for p in parameters) if self.share_masks else None,
+            samples=samples,
+            isolated=isolated,
+        )
+        self._samples, finished = samples, False
         try:
-            # One pass at W leaves the buffers as plain training does.
-            with buffers.watch() if len(plan) > 1 or plan[0].move else nullcontext():
-                for index, current in enumerate(plan):
-                    part = fraction(current.share, samples)
-                    weight = current.weight * part
-                    if current.move is not None:
-                        current.move(weights)
-                    if weights.resolution is not None:
-                        weights.resolution.check(self.strength_name)
-                    gradients.put_back(add=False)
-                    if weight:
-                        gradients.count(weight)
-                    alone = isolate or not weight or current.after is not None
-                    if alone:
-                        gradients.take()
-                    gradients.look()
-                    buffers.start_pass()
-                    if self.share_masks:
-                        replay.start(current.share)
-                    self._current, self._position = current, (index, len(plan))
+            with closing(running.passes()) as passes:
+                for current in passes:
                     yield current
-                    if self._weights is not weights:
+                    if self._running is not running:
                         raise RuntimeError("these passes were ended by step() or by other passes")
-                    if index and not alone and not gradients.kept():
-                        raise RuntimeError(LOST)
-                    buffers.end_pass(weight, part if not weights.away else None)
-                    if current.after is not None:
-                        current.after(weights)
-                    if alone and weight:
-                        gradients.put_back(add=True)
-            gradients.put_back(add=False)
-            gradients.settle()
-            buffers.finish()
-            self._resolution_checked |= weights.resolution is not None
+            self._resolution_checked |= resolution is not None
             if self._micro_batches == 0:
                 self._broken_off = False
             self._micro_batches += 1
             self._staged = draft
             finished = True
         finally:
-            if self._weights is weights:
+            if self._running is running:
                 self._go_home(finished)
 
     def _run_closure(self, closure: Callable[[], Any]) -> Any:
@@ -352,23 +351,7 @@ class Perturbed(Wrapper):
         # What stands in `.grad` after a step is spent; what is there after zero_grad() is new.
         leftover = Leftover(self._trainable()) if self._emptied else None
         self.zero_grad()
-        at_home: Any = None
-        mean: Any = 0.0
-        with closing(self._run(None, isolate=True)) as passes:
-            for current in passes:
-                if leftover is not None:
-                    leftover.mark()
-                with torch.enable_grad():
-                    loss = closure()
-                if leftover is not None:
-                    leftover.check()
-                    leftover = None
-                check_loss(loss)
-                loss = loss.detach() if isinstance(loss, Tensor) else loss
-                if at_home is None and self._weights is not None and not self._weights.away:
-                    at_home = loss
-                mean = mean + current.weight * loss
-        return mean if at_home is None else at_home
+        return call_in_each(self._run(None, isolated=True), closure, leftover)
 
     def _trainable(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
@@ -385,7 +368,7 @@ class Perturbed(Wrapper):
         if self._resolution_checked or self.schedule(self._steps) < 1:
             return None
         halves = any(p.dtype in HALF for group in self.param_groups for p in group["params"])
-        return Resolution() if halves else None
+        return Resolution(self.strength_name) if halves else None
 
     def _options(self) -> dict[str, Any]:
         """The method's own options, and those of the engine that decide what a step is."""
@@ -394,11 +377,7 @@ class Perturbed(Wrapper):
 
     def _go_home(self, finished: bool = False) -> None:
         """End the passes if there are any: restore the weights, and if unfinished drop the rest."""
-        if self._weights is not None and self._gradients is not None and self._buffers is not None:
-            self._weights.restore()
-            if not finished:
-                self._gradients.forget()
-                self._gradients.clear()
-                self._buffers.rewind()
-                self._broken_off = True
-        self._weights = self._gradients = self._buffers = self._current = None
+        if self._running is not None:
+            self._running.go_home(finished=finished)
+            self._broken_off |= not finished
+        self._running = None

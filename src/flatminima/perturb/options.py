@@ -22,6 +22,7 @@ class Options(TypedDict, total=False):
     share_masks: bool
     model: nn.Module | None
     scaler: torch.amp.GradScaler | None
+    max_grad_norm: float | None
 
 
 def strength(name: str, value: Any) -> float:

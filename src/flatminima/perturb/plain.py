@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch.optim import Optimizer
 
 from flatminima.perturb.cards import Card, register
@@ -17,6 +18,8 @@ class Plain(Perturbed):
 
     Args:
         base: The optimizer that takes the steps.
+        scaler: See `Perturbed`.
+        max_grad_norm: See `Perturbed`.
     """
 
     card = Card(
@@ -32,8 +35,14 @@ class Plain(Perturbed):
     )
     strength_name = "strength"
 
-    def __init__(self, base: Optimizer) -> None:
-        super().__init__(base, strength=0.0)
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        super().__init__(base, strength=0.0, scaler=scaler, max_grad_norm=max_grad_norm)
 
     def plan(self, turn: Turn) -> list[Pass]:
         """One pass at W."""

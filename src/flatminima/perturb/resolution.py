@@ -18,9 +18,13 @@ class Resolution:
     """Compares the displacements that were asked for with those that 16-bit weights made of them.
 
     The part that survives is <d, U> / <U, U>, with U as asked for and d as made.
+
+    Args:
+        name: What sets their size: sigma or rho.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._products: list[tuple[Tensor, Tensor]] = []
 
     def look(self, home: Tensor, moved: Tensor, offset: Tensor) -> None:
@@ -30,7 +34,7 @@ class Resolution:
             made = moved.float() - home.float()
             self._products.append(((made * wanted).sum(), wanted.square().sum()))
 
-    def check(self, name: str) -> None:
+    def check(self) -> None:
         """Refuse a displacement that mostly vanished.
 
         Raises:
@@ -40,7 +44,7 @@ class Resolution:
         survived = sum(float(product) for product, _ in self._products)
         if asked and not survived >= LEAST * asked:
             raise InputError(
-                f"{name} is too small for 16-bit weights: of the displacement "
+                f"{self._name} is too small for 16-bit weights: of the displacement "
                 f"{survived / asked:.0%} survives being rounded. Keep the weights in float32 and "
-                f"compute under torch.autocast, or raise {name}"
+                f"compute under torch.autocast, or raise {self._name}"
             )

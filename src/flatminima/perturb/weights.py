@@ -256,6 +256,16 @@ def _norm(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def clip(gradients: list[Tensor], most: float) -> None:
+    """Scale gradients in place so that their norm, over all of them, is at most `most`."""
+    if gradients:
+        norm = global_norm(gradients)
+        factor = (most / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in map(local, gradients):
+            gradient.mul_(factor.to(gradient.device))
+
+
+@torch.no_grad()
 def inner_product(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
     """The real inner product of two lists of tensors, float32 at least, on the first's device.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -228,6 +229,8 @@ def _train_and_measure(
         "curvature": None if report is None else report.to_dict(),
     }
     write_json(directory.path / "results.json", results)
+    if not prepared.recipe.loop.keep_checkpoints:
+        shutil.rmtree(directory.checkpoints, ignore_errors=True)
     return results
 
 

@@ -112,6 +112,10 @@ class LoopSpec:
         None, "stop after this many epochs without better validation accuracy"
     )
     save_every: int | None = _option(None, "steps between checkpoints (default: an epoch)")
+    keep_checkpoints: bool = _option(
+        True,
+        "leave the checkpoints when the run is done; a study of a large model may want the disk",
+    )
     on_nan: Literal["stop", "skip"] = _option(
         "stop", "at a loss or gradient that is not finite: stop, or skip the step"
     )
