@@ -32,9 +32,11 @@ def train(*, checkpointing: bool = False, compiled: bool = False) -> list[torch.
     model = Network(checkpointing)
     forwards: list[int] = []
     if not compiled:  # the hook's growing list would have torch compile anew
-        model.body.register_forward_hook(lambda *_: forwards.append(1))
+        model.body.register_forward_pre_hook(lambda *_: forwards.append(1))
     call = torch.compile(model, backend="aot_eager") if compiled else model
-    optimizer = flatminima.NSO(torch.optim.AdamW(model.parameters(), lr=1e-2), sigma=0.02, seed=0)
+    base = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    # Told its model, the optimizer needs no hook to find its buffers, of which torch would warn.
+    optimizer = flatminima.NSO(base, sigma=0.02, seed=0, model=model)
     for _ in range(5):
         for _ in optimizer.passes():
             torch.nn.functional.cross_entropy(call(x), y).backward()
