@@ -186,6 +186,20 @@ def test_the_table_of_start_values_is_that_of_the_committed_results():
     assert tables["start_sigma_table"]() in page
 
 
+@pytest.mark.parametrize(
+    "name", [path.stem for path in sorted((ROOT / "docs/results").glob("methods-*.json"))]
+)
+def test_the_comparisons_page_shows_the_committed_results(name):
+    from flatminima.study import markdown_table
+
+    results = json.loads((ROOT / f"docs/results/{name}.json").read_text())
+    if "methods" not in results:
+        pytest.skip("is no study")
+    assert markdown_table(results) in (ROOT / "docs/comparison.md").read_text()
+    assert len(results["seeds"]) == 10
+    assert not results["failed"]
+
+
 def test_public_names_exist():
     import flatminima
 
