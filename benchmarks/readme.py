@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 COMPARISONS = {
     "methods-digits": ("plain:epochs=30", "nso:sigma=0.1"),
     "methods-digits-gradients": ("plain:epochs=30", "nso-one-pass:sigma=0.1"),
+    "methods-pydocs": ("nso",),
 }
 """The studies of all methods, and what else to compare with than plain training."""
 

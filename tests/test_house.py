@@ -178,6 +178,12 @@ def test_the_readme_says_of_the_transformer_what_was_measured():
         assert f"{100 * gain['difference']:+.1f}" in readme
         assert f"[{low:+.1f}, {high:+.1f}]" in readme
         assert low < 0 < high
+    shorter = json.loads((ROOT / "docs/results/methods-pydocs.json").read_text())["paired"]
+    for method in ("nso", "sam", "plain:keep=swa"):
+        gain = shorter[method]["test_accuracy"]
+        low, high = (100 * bound for bound in gain["ci95"])
+        words = f"{100 * gain['difference']:+.1f}", f"[{low:+.1f}, {high:+.1f}]"
+        assert all(word in readme for word in words)
 
 
 def test_the_table_of_start_values_is_that_of_the_committed_results():
