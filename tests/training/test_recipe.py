@@ -118,6 +118,9 @@ def test_each_method_of_a_study_is_checked_with_its_own_settings():
         "plain:seed=3": "unknown option of 'plain' 'seed'",
         "nso:lr=fast": "--lr is 'fast'",
         "bsam:optimizer=sgd": "SGD does not keep",
+        "nso:sigma=0.1:sigma=0.2": "sets sigma twice",
+        "nso:average_fron=0.5": "did you mean 'average_from'",
+        "sam:signs=split": r"NSO\(signs='split'\)",
     }.items():
         with pytest.raises(InputError, match=words):
             for_methods(Recipe(), ["plain", bad])

@@ -3,7 +3,7 @@
 from flatminima.perturb import schedules
 from flatminima.perturb.asam import ASAM
 from flatminima.perturb.bsam import BSAM
-from flatminima.perturb.cards import Card, card, cards, make, options, register
+from flatminima.perturb.cards import Card, card, cards, make, options, refused, register
 from flatminima.perturb.engine import Perturbed
 from flatminima.perturb.friendly_sam import FriendlySAM
 from flatminima.perturb.gsam import GSAM
@@ -43,6 +43,7 @@ __all__ = [
     "global_norm",
     "make",
     "options",
+    "refused",
     "register",
     "schedules",
 ]

@@ -87,6 +87,11 @@ def options(name: str) -> list[str]:
     return [name for name in _options_of(cls) if name not in (chosen.preset or {})]
 
 
+def refused(name: str) -> Mapping[str, str]:
+    """The options of other methods that a method is asked for in vain, each with the reason."""
+    return _lookup(name)[1].refused
+
+
 def foreign_option(cls: type[Perturbed], option: str) -> InputError:
     """An error for an option that a method does not have, with the reason where there is one."""
     if option in cls.refused:

@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from flatminima.errors import InputError, unknown
-from flatminima.perturb import Perturbed, card, make, options, schedules
+from flatminima.perturb import Perturbed, card, make, options, refused, schedules
 from flatminima.training.recipe import Recipe, parse_method
 from flatminima.training.specs import OptimizerSpec
 
@@ -57,7 +57,7 @@ def perturbed(base: Optimizer, recipe: Recipe) -> Perturbed:
     strength = card(name).strength
     takes = [option for option in options(name) if option not in OF_PYTHON]
     for option in own:
-        if option in OF_PYTHON:
+        if option not in takes and option not in refused(name):
             raise unknown(f"option of {name!r}", option, [*takes, *SETTINGS])
     given: dict[str, Any] = {}
     for option, default in SHARED_OPTIONS.items():

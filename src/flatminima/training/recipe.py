@@ -131,7 +131,7 @@ def parse_method(asked: str) -> tuple[str, dict[str, Any]]:
         Its name, and its options as numbers, truth values or words.
 
     Raises:
-        InputError: a setting without "=".
+        InputError: a setting without "=", or one given twice.
     """
     name, *settings = asked.split(":")
     chosen: dict[str, Any] = {}
@@ -139,6 +139,8 @@ def parse_method(asked: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = setting.partition("=")
         if not equals:
             raise InputError(f"{asked!r}: write options as name:option=value, not {setting!r}")
+        if key in chosen:
+            raise InputError(f"{asked!r} sets {key} twice: leave one out")
         chosen[key] = _literal(value)
     return name, chosen
 
