@@ -18,7 +18,7 @@ from flatminima.study.numbers import difference
 ROOT = Path(__file__).parents[1]
 
 COMPARISONS = {
-    "methods-digits": ("plain:epochs=30", "nso:sigma=0.1"),
+    "methods-digits": ("plain:epochs=30", "nso:sigma=0.1", "asam:rho=2"),
     "methods-digits-gradients": ("plain:epochs=30", "nso-one-pass:sigma=0.1"),
     "methods-pydocs": ("nso",),
 }

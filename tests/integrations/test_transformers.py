@@ -339,3 +339,9 @@ def test_our_optimizer_in_a_plain_trainer_says_what_is_missing(tmp_path):
     )
     with pytest.raises(RuntimeError, match=r"docs/how-to shows what transformers"):
         trainer.train()
+
+
+@pytest.mark.parametrize("name", ["usam", "rsam"])
+def test_methods_that_follow_the_size_of_gradients_refuse_accumulation(tmp_path, name):
+    with pytest.raises(flatminima.InputError, match="gradient_accumulation_steps makes"):
+        train(bert(), tmp_path, method=(name, {"rho": 0.1}), gradient_accumulation_steps=2)

@@ -22,7 +22,7 @@ def posterior(model, **options):
         "damping": GAMMA,
         "initial_precision": START,
     }
-    return VariationalAdam(model.parameters(), lr=RATE, **{**chosen, **options})
+    return VariationalAdam(model.parameters(), **{"lr": RATE, **chosen, **options})
 
 
 def gradients(model, x, y):
@@ -145,7 +145,11 @@ def test_another_base_optimizer_is_refused():
         ({"num_samples": 0}, "num_samples must be finite and above 0"),
         ({"initial_precision": -1.0}, "initial_precision must be finite and above 0"),
         ({"damping": float("nan")}, "damping must be finite and at least 0"),
-        ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\)"),
+        ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\)"),
+        ({"betas": (0.9,)}, r"betas must be two numbers"),
+        ({"num_samples": 10.5}, "num_samples must be whole"),
+        ({"lr": "fast"}, "lr must be a number"),
+        ({"damping": 0.0, "prior_precision": 0.0}, "damping and prior_precision are both 0"),
     ],
 )
 def test_bad_options(options, words):

@@ -290,8 +290,8 @@ def _scaled_step(optimizer, model, scaler, x, y):
 
 def test_a_gradient_scaler_steps_and_skips_on_overflow(variant, base):
     model, (x, y) = stateful(), batch()
-    optimizer = variant.wrap(base(model.parameters()))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = variant.wrap(base(model.parameters()), scaler=scaler)
     start = copies(model.parameters())
     _scaled_step(optimizer, model, scaler, x, y)
     assert optimizer.steps == 1
@@ -304,7 +304,44 @@ def test_a_gradient_scaler_steps_and_skips_on_overflow(variant, base):
     assert all(map(torch.equal, before, model.parameters()))
 
 
-NEED_THE_SCALER = {"usam", "rsam", "bsam"}
+def test_an_overflow_in_the_loss_alone_leaves_finite_buffers(variant):
+    model, (x, y) = stateful(), batch()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = variant.wrap(sgd(model.parameters()), scaler=scaler)
+    for x_, y_ in optimizer.passes(x, y):
+        scaler.scale(cross_entropy(model(x_), y_) * float("inf")).backward()
+    scaler.step(optimizer)
+    assert optimizer.steps == 0
+    assert all(torch.isfinite(buffer).all() for buffer in model.buffers())
+
+
+def test_a_scaler_that_must_be_known_is_asked_for(variant):
+    model, (x, y) = stateful(), batch()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = variant.wrap(sgd(model.parameters()))
+    for x_, y_ in optimizer.passes(x, y):
+        scaler.scale(cross_entropy(model(x_), y_)).backward()
+    if optimizer.needs_scaler:
+        with pytest.raises(InputError, match="build it with scaler=scaler"):
+            scaler.step(optimizer)
+    else:
+        scaler.step(optimizer)
+        assert optimizer.steps == 1
+
+
+@pytest.mark.parametrize("key", ["sgima", "rhoo", "clean_weight", "alpha"])
+def test_a_group_cannot_say_what_nobody_looks_at(variant, key):
+    if variant.name == "plain" or (key == "alpha" and variant.name == "bsam"):
+        pytest.skip("has no strength to misspell, or drops the key in these tests")
+    groups = [{"params": smooth().parameters(), key: 5.0}]
+    near = {"sgima": "sigma", "rhoo": "rho"}.get(key)
+    own = card(variant.name).strength
+    if near is not None and near != own:
+        pytest.skip("is near another method's strength")
+    if card(variant.name).base:
+        pytest.skip("the tests rebuild its groups")
+    with pytest.raises(InputError, match=f"a parameter group has '{key}'"):
+        variant.wrap(sgd(groups))
 
 
 def test_the_scaler_changes_only_the_rounding(variant):
@@ -313,8 +350,9 @@ def test_the_scaler_changes_only_the_rounding(variant):
     for model, scale in zip(models, (1.0, 2.0**10), strict=True):
         torch.manual_seed(0)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        known = {"scaler": scaler} if variant.name in NEED_THE_SCALER else {}
-        optimizer = variant.wrap(sgd(model.parameters()), **known)
+        optimizer = variant.wrap(sgd(model.parameters()))
+        if optimizer.needs_scaler:
+            optimizer.scaler = scaler
         for _ in range(3):
             for x_, y_ in optimizer.passes(x, y):
                 scaler.scale(cross_entropy(model(x_), y_)).backward()

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from flatminima.errors import InputError
-from flatminima.perturb import NSO, schedules
+from flatminima.perturb import NSO, RSAM, schedules
 
 from .cases import batch, copies, sgd, smooth, train
 
@@ -47,6 +47,37 @@ def test_float32_weights_take_any_sigma():
     train(NSO(sgd(model.parameters()), sigma=1e-6), model, [batch()])
 
 
+def test_noise_must_survive_in_every_tensor():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.LayerNorm(6)).bfloat16()
+    options = {"sigma": 1e-3, "seed": 1}
+    x = batch()[0].bfloat16()
+    optimizer = NSO(sgd(model.parameters()), **options)
+    with pytest.raises(InputError, match=r"in one of the tensors.*vectors=False"):
+        next(iter(optimizer.passes()))
+    kept = NSO(sgd(model.parameters()), vectors=False, **options)
+    for _ in kept.passes():
+        model(x).float().pow(2).sum().backward()
+    kept.step()
+
+
+def test_each_displacement_of_a_step_is_judged_by_itself():
+    model = halves()
+    x, y = batch()
+    optimizer = RSAM(sgd(model.parameters()), rho=1e-4, sigma=0.05)
+    passes = iter(optimizer.passes())
+    next(passes)
+    cross_entropy(model(x.bfloat16()).float(), y).backward()
+    with pytest.raises(InputError, match="rho is too small"):
+        next(passes)
+
+
+def test_a_schedule_that_never_reaches_its_full_strength_is_warned_of():
+    optimizer = NSO(sgd(halves().parameters()), sigma=1e-3, schedule=lambda step: 0.99)
+    with pytest.warns(UserWarning, match="too small for 16-bit"):
+        next(iter(optimizer.passes()))
+
+
+@pytest.mark.filterwarnings("ignore:sigma is too small")
 def test_a_schedule_that_starts_small_is_judged_at_its_full_strength():
     model = halves()
     x, y = batch()

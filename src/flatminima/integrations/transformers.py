@@ -78,6 +78,13 @@ class PerturbedTrainerMixin:
         trainer.create_optimizer(*args, **kwargs)
         if _find(self.optimizer) is None:
             self.optimizer = self._wrap(self.optimizer, self.accelerator.scaler)
+        found = _find(self.optimizer)
+        if found is not None and found.follows_size and self.args.gradient_accumulation_steps > 1:
+            raise InputError(
+                f"{type(found).__name__} moves the farther the larger a gradient is, and "
+                "gradient_accumulation_steps makes those of micro-batches smaller: use larger "
+                "batches, or a method that normalizes its step, such as SAM"
+            )
         optimizer: Optimizer = self.optimizer
         return optimizer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -126,11 +127,18 @@ class VariationalAdam(Optimizer):
 
 
 def _check(options: Mapping[str, Any]) -> None:
+    for name in ("lr", "prior_precision", "damping", "num_samples", "initial_precision"):
+        if isinstance(options[name], bool) or not isinstance(options[name], numbers.Real):
+            raise InputError(f"{name} must be a number, not {options[name]!r}")
     for name in ("lr", "prior_precision", "damping"):
         if not 0 <= options[name] < math.inf:
             raise InputError(f"{name} must be finite and at least 0, not {options[name]!r}")
     for name in ("num_samples", "initial_precision"):
         if not 0 < options[name] < math.inf:
             raise InputError(f"{name} must be finite and above 0, not {options[name]!r}")
-    if not all(0 <= beta < 1 for beta in options["betas"]):
-        raise InputError(f"betas must be in [0, 1), not {options['betas']!r}")
+    if not options["damping"] + options["prior_precision"]:
+        raise InputError("damping and prior_precision are both 0, so that m / s may be 0 / 0")
+    if options["num_samples"] != int(options["num_samples"]):
+        raise InputError(f"num_samples must be whole, not {options['num_samples']!r}")
+    if len(options["betas"]) != 2 or not all(0 <= beta < 1 for beta in options["betas"]):
+        raise InputError(f"betas must be two numbers in [0, 1), not {options['betas']!r}")

@@ -53,7 +53,7 @@ class ASAM(SAM):
         *,
         rho: float,
         eta: float = 0.01,
-        shared_ascent: bool = False,
+        shared_ascent: bool | None = None,
         **engine: Unpack[Options],
     ) -> None:
         super().__init__(base, rho=rho, shared_ascent=shared_ascent, **engine)

@@ -13,7 +13,7 @@ from flatminima.optim import VariationalAdam
 from flatminima.perturb.cards import Card, register
 from flatminima.perturb.engine import Perturbed
 from flatminima.perturb.noise import Noise
-from flatminima.perturb.options import Options
+from flatminima.perturb.options import Options, truth
 from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.weights import Slot, Weights
 
@@ -41,6 +41,7 @@ class BSAM(Perturbed):
     Args:
         base: A `flatminima.VariationalAdam`.
         rho: Radius, in units of (weights)^2 times loss; 5e-5 to 0.1 in the paper.
+        noise_per_rank: Whether data-parallel ranks draw their own Z or all the same.
         **engine: `schedule`, `interval`, `seed`, `share_masks`, `model`; see `Perturbed`.
 
     Raises:
@@ -54,14 +55,24 @@ class BSAM(Perturbed):
         gradients="2",
         buffers="2",
         strength="rho",
-        suggested="rho 0.01 to 0.1, lr 0.25 to 1",
+        suggested="rho 0.01 to 0.1, lr 0.3 to 1",
         source="Möllenhoff, Khan, 2023, arXiv 2210.01620",
         base="variational-adam",
     )
     strength_name = "rho"
+    needs_scaler = True
+    follows_size = True
 
-    def __init__(self, base: Optimizer, *, rho: float, **engine: Unpack[Options]) -> None:
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        rho: float,
+        noise_per_rank: bool = True,
+        **engine: Unpack[Options],
+    ) -> None:
         super().__init__(base, strength=rho, **engine)
+        self.noise_per_rank = truth("noise_per_rank", noise_per_rank)
         if not isinstance(base, VariationalAdam):
             raise InputError(
                 f"bSAM needs the posterior precision that {type(base).__name__} does not keep: "
@@ -72,9 +83,16 @@ class BSAM(Perturbed):
 
     def plan(self, turn: Turn) -> list[Pass]:
         """At a draw from the posterior; then at W + e."""
-        sample = partial(self._sample, address=(turn.step, turn.rank))
+        rank = turn.rank if self.noise_per_rank else 0
+        sample = partial(self._sample, address=(turn.step, rank))
         keep = partial(self._keep, anew=turn.micro_batch == 0)
         return [Pass(0.0, sample, after=keep, sync=True), Pass(move=self._climb)]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Zero the gradients, h among them, and start the step anew."""
+        if self.current_pass is None:
+            self._posterior.curvature_gradients = {}
+        super().zero_grad(set_to_none)
 
     def _sample(self, weights: Weights, address: tuple[int, ...]) -> None:
         weights.displace(

@@ -8,6 +8,7 @@ must come out of a step as if there had been one forward pass at W:
   parts of the batch, their average);
 - otherwise the average over the passes is kept, each counting as its gradient does. For passes at
   W + U and W - U the terms odd in U cancel, so it differs from the statistics at W by O(sigma^2);
+- where a pass overflowed (a step that a `GradScaler` will skip) the start is kept;
 - integers (the count of batches) are kept from the first pass;
 - after an exception the buffers are as before the first pass;
 - a step of one pass at W is left alone: its buffers are those of plain training by itself.
@@ -59,11 +60,11 @@ class _Buffer:
             self._total += weight
 
     def average(self) -> Tensor | None:
-        """What `gather` collected; where no pass changed the buffer its very bits."""
+        """What was gathered; where no pass changed the buffer, or one overflowed, its start."""
         if self._result is None or self._changed is None:
             return self._result
         mean = self._result if self._total == 1.0 else self._result / self._total
-        return torch.where(self._changed, mean, self._start)
+        return torch.where(self._changed & torch.isfinite(mean), mean, self._start)
 
     def write(self, value: Tensor | None = None) -> None:
         """Set the buffer to `value`, or to its start where there is none."""

@@ -87,6 +87,12 @@ def options(name: str) -> list[str]:
     return [name for name in _options_of(cls) if name not in (chosen.preset or {})]
 
 
+def option_names() -> set[str]:
+    """Every option and strength of any method."""
+    strengths = {card.strength for card, _ in _METHODS.values()} - {""}
+    return strengths | {option for _, cls in _METHODS.values() for option in _options_of(cls)}
+
+
 def refused(name: str) -> Mapping[str, str]:
     """The options of other methods that a method is asked for in vain, each with the reason."""
     return _lookup(name)[1].refused

@@ -38,6 +38,9 @@ accumulate over micro-batches, run the passes of each and then step() without a 
 (in Lightning, instead of accumulate_grad_batches: manual optimization, with \
 self.optimizers().optimizer.passes(x, y))."""
 
+UNKNOWN_SCALE = """a GradScaler scales the gradients, and {} must know by how much, since their \
+size decides where it goes: build it with scaler=scaler"""
+
 TWICE = """passes() has gathered the gradients of this step, and step(closure) was given a closure \
 that returns a loss: use passes() and step(), or step(closure) alone"""
 
@@ -138,13 +141,18 @@ def check_unscaled() -> None:
     Raises:
         InputError: an enabled scaler is among the callers.
     """
+    if driven_by_scaler():
+        raise InputError(SCALED)
+
+
+def driven_by_scaler() -> bool:
+    """Whether an enabled `GradScaler.step` is among the callers."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code is torch.amp.GradScaler.step.__code__:
-            if frame.f_locals["self"].is_enabled():
-                raise InputError(SCALED)
-            return
+            return bool(frame.f_locals["self"].is_enabled())
         frame = frame.f_back
+    return False
 
 
 def check_loss(loss: Any) -> None:

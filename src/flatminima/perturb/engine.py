@@ -27,12 +27,14 @@ from flatminima.perturb.buffers import Buffers
 from flatminima.perturb.cards import foreign_option
 from flatminima.perturb.closures import (
     TWICE,
+    UNKNOWN_SCALE,
     Leftover,
     call_in_each,
     check_unscaled,
+    driven_by_scaler,
     unscaled,
 )
-from flatminima.perturb.options import between, whole
+from flatminima.perturb.options import between, truth, whole
 from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.randomness import Replay
 from flatminima.perturb.ranks import averaging, rank
@@ -117,7 +119,7 @@ class Perturbed(Wrapper):
             base, strength=strength, schedule=schedule, seed=seed, model=model, scaler=scaler
         )
         self.interval = whole("interval", interval)
-        self.share_masks = share_masks
+        self.share_masks = truth("share_masks", share_masks)
         self.max_grad_norm = None
         if max_grad_norm is not None:
             self.max_grad_norm = between("max_grad_norm", max_grad_norm, 1e-30, math.inf)
@@ -207,6 +209,8 @@ class Perturbed(Wrapper):
             )
         elif self._micro_batches == 0:
             raise RuntimeError(NOT_RUN)
+        elif self.needs_scaler and self.scaler is None and driven_by_scaler():
+            raise InputError(UNKNOWN_SCALE.format(type(self).__name__))
         self.check_step(self._micro_batches, self._samples)
         if scaler is None or unscaled(scaler, self.base):
             if self.max_grad_norm is not None:
@@ -334,7 +338,7 @@ class Perturbed(Wrapper):
                     yield current
                     if self._running is not running:
                         raise RuntimeError("these passes were ended by step() or by other passes")
-            self._resolution_checked |= resolution is not None
+            self._resolution_checked |= resolution is not None and resolution.final
             if self._micro_batches == 0:
                 self._broken_off = False
             self._micro_batches += 1
@@ -364,11 +368,17 @@ class Perturbed(Wrapper):
         return self.plan(Turn(step // self.interval, self._micro_batches, own_rank, samples))
 
     def _unchecked_resolution(self) -> Resolution | None:
-        """Looks at the first step at full strength, if there are 16-bit weights."""
-        if self._resolution_checked or self.schedule(self._steps) < 1:
+        """Looks at the steps up to the first at full strength, if there are 16-bit weights."""
+        if self._resolution_checked:
             return None
         halves = any(p.dtype in HALF for group in self.param_groups for p in group["params"])
-        return Resolution(self.strength_name) if halves else None
+        if not halves:
+            return None
+        return Resolution(
+            self.strength_name,
+            each=self.card.strength == "sigma",
+            final=self.schedule(self._steps) >= 1,
+        )
 
     def _options(self) -> dict[str, Any]:
         """The method's own options, and those of the engine that decide what a step is."""

@@ -9,6 +9,7 @@ from typing import Unpack
 from torch import Tensor
 from torch.optim import Optimizer
 
+from flatminima.errors import InputError
 from flatminima.perturb.cards import Card, register
 from flatminima.perturb.options import Options, between
 from flatminima.perturb.plans import Pass, Turn
@@ -51,6 +52,7 @@ class FriendlySAM(SAM):
         source="Li et al., 2024, arXiv 2403.12350; order of the mean recalled",
         aliases=("fsam", "f-sam"),
     )
+    needs_scaler = True
 
     def __init__(
         self,
@@ -64,6 +66,8 @@ class FriendlySAM(SAM):
         super().__init__(base, rho=rho, **engine)
         self.alpha = between("alpha", alpha, 0, math.inf)
         self.beta = between("beta", beta, 0, 1)
+        if beta == 1:
+            raise InputError("beta must be below 1: at 1 the mean stays 0, and this is SAM")
 
     def plan(self, turn: Turn) -> list[Pass]:
         """SAM's passes, the first with a gradient that all processes agree on."""

@@ -42,6 +42,8 @@ class Noise:
         Raises:
             InputError: there is none; for "cauchy" with the reason.
         """
+        if not isinstance(name, str):
+            raise InputError(f"noise must be a name, not {name!r}")
         if name == "cauchy":
             raise InputError(
                 "noise 'cauchy' has no variance, so sigma^2/2 Tr H means nothing: "

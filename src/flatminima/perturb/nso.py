@@ -14,7 +14,7 @@ from flatminima.errors import InputError, unknown
 from flatminima.perturb.cards import Card, register
 from flatminima.perturb.engine import Perturbed
 from flatminima.perturb.noise import Noise, Scale
-from flatminima.perturb.options import Options, between, whole
+from flatminima.perturb.options import Options, between, truth, whole
 from flatminima.perturb.plans import Move, Pass, Turn
 from flatminima.perturb.ranks import world_size
 from flatminima.perturb.weights import Weights
@@ -152,14 +152,14 @@ class NSO(Perturbed):
         if running_statistics not in ("average", "clean"):
             raise unknown("running_statistics", running_statistics, ("average", "clean"))
         self.num_perturbations = whole("num_perturbations", num_perturbations)
-        self.two_point = two_point
+        self.two_point = truth("two_point", two_point)
         self.signs = signs
         self.clean_weight = between("clean_weight", clean_weight, 0, 1)
         self.noise = Noise.named(noise)
         self.scale = Scale.named(scale)
-        self.vectors = vectors
-        self.noise_per_rank = noise_per_rank
-        self.noise_per_micro_batch = noise_per_micro_batch
+        self.vectors = truth("vectors", vectors)
+        self.noise_per_rank = truth("noise_per_rank", noise_per_rank)
+        self.noise_per_micro_batch = truth("noise_per_micro_batch", noise_per_micro_batch)
         self.running_statistics = running_statistics
 
     @property

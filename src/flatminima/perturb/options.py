@@ -51,6 +51,17 @@ def whole(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
+def truth(name: str, value: Any) -> bool:
+    """An option that is true or false.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
 def between(name: str, value: Any, low: float, high: float) -> float:
     """An option that lies in a range.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -21,10 +23,14 @@ class Resolution:
 
     Args:
         name: What sets their size: sigma or rho.
+        each: Whether it must survive in each tensor, as noise must; else in all together.
+        final: Whether this step is at full strength; before that a loss is only warned of.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, each: bool, final: bool) -> None:
+        self.final = final
         self._name = name
+        self._each = each
         self._products: list[tuple[Tensor, Tensor]] = []
 
     def look(self, home: Tensor, moved: Tensor, offset: Tensor) -> None:
@@ -35,16 +41,24 @@ class Resolution:
             self._products.append(((made * wanted).sum(), wanted.square().sum()))
 
     def check(self) -> None:
-        """Refuse a displacement that mostly vanished.
+        """Refuse a displacement that mostly vanished, and begin the next.
 
         Raises:
             InputError: it did.
         """
-        asked = sum(float(square) for _, square in self._products)
-        survived = sum(float(product) for product, _ in self._products)
-        if asked and not survived >= LEAST * asked:
-            raise InputError(
-                f"{self._name} is too small for 16-bit weights: of the displacement "
-                f"{survived / asked:.0%} survives being rounded. Keep the weights in float32 and "
-                f"compute under torch.autocast, or raise {self._name}"
+        products = [(float(made), float(wanted)) for made, wanted in self._products]
+        self._products = []
+        if not self._each:
+            products = [(sum(made for made, _ in products), sum(asked for _, asked in products))]
+        least = min((made / asked for made, asked in products if asked), default=1.0)
+        if not least >= LEAST:
+            where = " in one of the tensors" if self._each else ""
+            text = (
+                f"{self._name} is too small for 16-bit weights: of the displacement {least:.0%} "
+                f"survives being rounded{where}. Keep the weights in float32 and compute under "
+                f"torch.autocast, or raise {self._name}"
+                + (", or leave out norms' weights with vectors=False" if self._each else "")
             )
+            if self.final:
+                raise InputError(text)
+            warnings.warn(text, stacklevel=2)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from flatminima.perturb.cards import Card, register
 from flatminima.perturb.noise import Noise, Scale
-from flatminima.perturb.options import Options, between
+from flatminima.perturb.options import Options, between, truth
 from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.sam import SAM, normalized
 from flatminima.perturb.weights import Slot, Weights
@@ -36,10 +36,12 @@ class RSAM(SAM):
     Args:
         base: The optimizer that takes the steps.
         rho: Radius of the ball, in units of the weights.
-        sigma: Standard deviation of Z, in units of the weights.
+        sigma: Standard deviation of Z, in units of the weights; one for all groups.
         gradient_weight: lambda.
         scale: What sigma is a part of: "absolute", "layer" or "filter", as for NSO.
         vectors: Whether Z has parts for tensors of one dimension, biases and norms' weights.
+        noise_per_rank: Whether data-parallel ranks draw their own Z or all the same.
+        shared_ascent: As for SAM.
         **engine: `schedule` (of rho), `interval`, `seed`, `share_masks`, `model`; see `Perturbed`.
     """
 
@@ -53,6 +55,8 @@ class RSAM(SAM):
         suggested="rho 0.05, sigma 0.01",
         source="Liu et al., NeurIPS 2022; equation recalled, not checked",
     )
+    needs_scaler = True
+    follows_size = True
 
     def __init__(
         self,
@@ -63,20 +67,23 @@ class RSAM(SAM):
         gradient_weight: float = 1.0,
         scale: Literal["absolute", "layer", "filter"] = "absolute",
         vectors: bool = True,
+        noise_per_rank: bool = True,
+        shared_ascent: bool | None = None,
         **engine: Unpack[Options],
     ) -> None:
-        super().__init__(base, rho=rho, **engine)
+        super().__init__(base, rho=rho, shared_ascent=shared_ascent, **engine)
         self.sigma = between("sigma", sigma, 0, math.inf)
         self.gradient_weight = between("gradient_weight", gradient_weight, 0, math.inf)
         self.scale = Scale.named(scale)
-        self.vectors = vectors
+        self.vectors = truth("vectors", vectors)
+        self.noise_per_rank = truth("noise_per_rank", noise_per_rank)
         self._noise = Noise.named("normal")
 
     def plan(self, turn: Turn) -> list[Pass]:
         """At W + Z, for the direction; then at W + e."""
-        address = (turn.step, turn.rank)
+        address = (turn.step, turn.rank if self.noise_per_rank else 0)
         return [
-            Pass(0.0, partial(self._randomize, address=address)),
+            Pass(0.0, partial(self._randomize, address=address), sync=self.shared_ascent),
             Pass(move=partial(self._climb, address=address)),
         ]
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Unpack
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flatminima.perturb.cards import Card, register
+from flatminima.perturb.cards import Card, foreign_option, register
 from flatminima.perturb.engine import Perturbed
-from flatminima.perturb.options import Options
+from flatminima.perturb.options import Options, truth
 from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.weights import Slot, Weights, global_norm
 
@@ -36,7 +37,7 @@ class SAM(Perturbed):
     Args:
         base: The optimizer that takes the steps.
         rho: Radius of the ball, in units of the weights; groups may carry their own "rho".
-        shared_ascent: Whether data-parallel processes agree on the step up, as above.
+        shared_ascent: Whether data-parallel processes agree on the step up, as above; default: no.
         **engine: `schedule`, `interval`, `share_masks`, `model`; see `Perturbed`.
     """
 
@@ -62,11 +63,14 @@ class SAM(Perturbed):
         base: Optimizer,
         *,
         rho: float,
-        shared_ascent: bool = False,
+        shared_ascent: bool | None = None,
         **engine: Unpack[Options],
     ) -> None:
         super().__init__(base, strength=rho, **engine)
-        self.shared_ascent = shared_ascent
+        own = inspect.signature(type(self)).parameters
+        if shared_ascent is not None and "shared_ascent" not in own:
+            raise foreign_option(type(self), "shared_ascent")
+        self.shared_ascent = shared_ascent is not None and truth("shared_ascent", shared_ascent)
 
     def plan(self, turn: Turn) -> list[Pass]:
         """At W, whose gradient only points uphill; then at W + e, whose gradient counts."""
@@ -106,6 +110,8 @@ class USAM(SAM):
         suggested="rho 0.05 to 0.5",
         source="Andriushchenko, Flammarion, 2022, arXiv 2206.06232",
     )
+    needs_scaler = True
+    follows_size = True
 
     def ascent(self, slots: Sequence[Slot]) -> Iterator[Tensor | None]:
         """rho g."""

@@ -40,7 +40,7 @@ class _Ramp:
     def __post_init__(self) -> None:
         for name in ("total", "every"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(
                     f"{name} of a schedule counts steps and must be at least 1, not {value!r}"
                 )
@@ -73,7 +73,7 @@ class exponential(_Ramp):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.start <= 1:
+        if not isinstance(self.start, (int, float)) or not 0 < self.start <= 1:
             raise InputError(f"start of an exponential schedule is in (0, 1], not {self.start!r}")
 
     def __call__(self, step: int) -> float:

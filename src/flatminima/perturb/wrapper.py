@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 
 from flatminima.errors import InputError
 from flatminima.perturb import options
-from flatminima.perturb.cards import Card
+from flatminima.perturb.cards import Card, option_names
 from flatminima.perturb.noise import Noise, Stream, tensor_ids
 from flatminima.perturb.schedules import Schedule, constant, describe
 from flatminima.perturb.shards import check_shards, is_sharded, shard_like
@@ -43,6 +44,10 @@ class Wrapper(Optimizer):
 
     card: ClassVar[Card]
     strength_name: ClassVar[str]
+    needs_scaler: ClassVar[bool] = False
+    """Whether the size of gradients matters, so that a `GradScaler` must be known."""
+    follows_size: ClassVar[bool] = False
+    """Whether the weights move the farther the larger the gradient is."""
     refused: ClassVar[Mapping[str, str]] = {}
     """Options of other methods that this one is asked for in vain, and why."""
 
@@ -64,6 +69,9 @@ class Wrapper(Optimizer):
                 f"schedule must be a callable step -> factor, not {schedule!r}: "
                 "see flatminima.schedules"
             )
+        if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
+            raise InputError(f"scaler must be a torch.amp.GradScaler, not {scaler!r}")
+        _check_model(model, base)
         self.schedule = schedule or constant()
         self.model = model
         self.scaler = scaler
@@ -182,6 +190,7 @@ class Wrapper(Optimizer):
     def _adopt(self, group: dict[str, Any]) -> None:
         """Give a group its strength, if it has none of its own."""
         check_shards(group["params"])
+        self._check_keys(group)
         if len({id(parameter) for parameter in group["params"]}) < len(group["params"]):
             raise InputError(
                 "a parameter stands twice in one group of the optimizer: give each once, for "
@@ -206,6 +215,17 @@ class Wrapper(Optimizer):
                     f"perturb_frozen cannot move weights of {parameter.dtype}: quantized weights "
                     "have no room for noise. Load the model in 16 or 32 bits, or perturb the "
                     "adapters only"
+                )
+
+    def _check_keys(self, group: dict[str, Any]) -> None:
+        """Refuse what a group says for a method in vain: torch takes any key."""
+        for key in group.keys() - self.base.defaults.keys() - {self.strength_name, FROZEN}:
+            near = difflib.get_close_matches(key, [self.strength_name], cutoff=0.75)
+            if near or key in option_names():
+                raise InputError(
+                    f"a parameter group has {key!r}, which {self.card.name!r} does not look at: "
+                    f"groups may have their own {self.strength_name!r}; other options are of the "
+                    "whole optimizer"
                 )
 
     def _name_tensors(self) -> list[int]:
@@ -273,6 +293,19 @@ class Wrapper(Optimizer):
     @defaults.setter
     def defaults(self, defaults: dict[str, Any]) -> None:
         self.base.defaults = defaults
+
+
+def _check_model(model: Any, base: Optimizer) -> None:
+    if model is None:
+        return
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be the module that is trained, not {model!r}")
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(p) in own for group in base.param_groups for p in group["params"]):
+        raise InputError(
+            f"model= is a {type(model).__name__} that has none of the optimizer's parameters: give "
+            "the module that is trained, or leave it out"
+        )
 
 
 def _check_base(base: Any) -> None:

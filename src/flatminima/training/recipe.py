@@ -104,7 +104,7 @@ class Recipe:
             "sigma": sigma,
             "rho": 0.1 if small else 0.05,
             "optimizer": optimizer,
-            "lr": 0.1 if optimizer == "variational-adam" else rate,
+            "lr": 0.3 if optimizer == "variational-adam" else rate,
             "epochs": 60 if small else 20 if random_weights else 5,
             "measure_sigma": sigma,
             "measure_samples": 1000 if small else 128,

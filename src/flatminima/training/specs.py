@@ -66,7 +66,7 @@ class OptimizerSpec:
     )
     lr: float | None = _option(
         None,
-        "learning rate (default: 0.05 for mlp and cnn, 5e-4 for random weights, else 5e-5; 0.1 for "
+        "learning rate (default: 0.05 for mlp and cnn, 5e-4 for random weights, else 5e-5; 0.3 for "
         "variational-adam)",
     )
     momentum: float = _option(0.9, "momentum of sgd")
