@@ -96,4 +96,10 @@ def symmetric(n: int, seed: int = 0, spread: float = 1.0) -> Tensor:
     return spread * (g + g.T) / 2
 
 
+def decaying(n: int, base: float, seed: int = 0) -> Tensor:
+    """A symmetric matrix with eigenvalues base^0, base^1, ..."""
+    turn, _ = torch.linalg.qr(symmetric(n, seed))
+    return (turn * base ** torch.arange(n, dtype=DOUBLE)) @ turn.T
+
+
 cross_entropy = Supervised()

@@ -12,7 +12,7 @@ from .cases import cross_entropy, mlp, split
 
 
 def by_hessian(model, objective, batches):
-    hessian_trace(Hessian(model, objective, batches), num_probes=2)
+    hessian_trace(Hessian(model, objective, batches), probes=2)
 
 
 def by_gap(model, objective, batches):

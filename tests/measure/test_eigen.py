@@ -1,10 +1,13 @@
+import time
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatminima.errors import InputError
-from flatminima.measure import Dense, Hessian, top_eigenvalues
+from flatminima.measure import Dense, Hessian, LowRank, top_eigenvalues
+from flatminima.measure.lanczos import Lanczos
 
 from .cases import DOUBLE, MODELS, cross_entropy, dense_hessian, split, symmetric
 
@@ -128,6 +131,90 @@ def test_the_seed_decides_alone():
     assert one.values != top_eigenvalues(matrix, max_steps=5, seed=2).values
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.integers(20, 80),
+    st.integers(0, 10_000),
+    st.integers(1, 4),
+    st.sampled_from(["largest", "smallest", "magnitude"]),
+    st.integers(0, 10),
+)
+def test_restarts_do_not_change_the_answer(n, seed, k, which, spare):
+    matrix = symmetric(n, seed)
+    found = top_eigenvalues(
+        Dense(matrix),
+        k,
+        which=which,
+        tol=1e-6,
+        max_steps=3000,
+        max_basis=min(n, 3 * k + 2 + spare),
+        vectors=True,
+        seed=seed,
+    )
+    assert found.converged
+    assert found.values == pytest.approx(leading(matrix, k, which).numpy(), abs=1e-5)
+    gram = found.vectors.T @ found.vectors
+    assert torch.allclose(gram, torch.eye(k, dtype=DOUBLE), atol=1e-8)
+
+
+def test_a_restarted_basis_needs_little_more_and_keeps_its_size():
+    operator = LowRank(torch.eye(2000, 40, dtype=DOUBLE), torch.linspace(1, 2, 40, dtype=DOUBLE))
+    free = top_eigenvalues(operator, 3, tol=1e-6)
+    lanczos = Lanczos(operator, 3, 0, 20)
+    for _ in range(40):
+        lanczos.step(3, "largest")
+        assert lanczos.size <= 20
+    bounded = top_eigenvalues(operator, 3, tol=1e-6, max_basis=20)
+    assert bounded.converged
+    assert bounded.values == pytest.approx(free.values, rel=1e-9)
+    assert free.hvps < bounded.hvps < 4 * free.hvps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_restarts_with_repeated_eigenvalues(dtype):
+    values = torch.tensor([3.0] * 3 + [2.0] * 4 + [1.0] * 60 + [-1.0] * 20, dtype=DOUBLE)
+    turn, _ = torch.linalg.qr(symmetric(len(values)))
+    matrix = ((turn * values) @ turn.T).to(dtype)
+    found = top_eigenvalues(Dense(matrix), 5, max_basis=17, max_steps=500)
+    assert found.converged
+    assert found.values == pytest.approx([3, 3, 3, 2, 2], rel=1e-4)
+
+
+class Stopping(Dense):
+    """Interrupted at its n-th call, or slow."""
+
+    calls, interrupted_at, pause = 0, None, 0.0
+
+    def matmat(self, vectors):
+        self.calls += 1
+        if self.calls == self.interrupted_at:
+            raise KeyboardInterrupt
+        time.sleep(self.pause)
+        return super().matmat(vectors)
+
+
+def test_an_interrupt_keeps_what_there_is():
+    operator = Stopping(symmetric(50))
+    operator.interrupted_at = 5
+    found = top_eigenvalues(operator, tol=1e-12)
+    assert (found.stopped, found.steps, found.converged) == ("interrupted", 4, False)
+    spectrum = torch.linalg.eigvalsh(operator.matrix)
+    assert (spectrum - found.value).abs().min().item() <= found.residual
+    for at, keep in ((1, True), (2, False)):
+        operator.calls, operator.interrupted_at = 0, at
+        with pytest.raises(KeyboardInterrupt):
+            top_eigenvalues(operator, tol=1e-12, keep_interrupted=keep)
+
+
+def test_max_seconds_stops_with_what_there_is():
+    operator = Stopping(symmetric(50))
+    operator.pause = 0.02
+    found = top_eigenvalues(operator, tol=1e-12, max_seconds=0.12)
+    assert found.stopped == "max_seconds"
+    assert 1 <= found.steps < 8
+    assert top_eigenvalues(operator, tol=1e-12, max_seconds=1e-9).steps == 1
+
+
 def test_progress_ends_full():
     calls = []
     found = top_eigenvalues(Dense(symmetric(30)), progress=lambda *call: calls.append(call))
@@ -143,6 +230,8 @@ def test_progress_ends_full():
         ({"which": "largst"}, "did you mean 'largest'"),
         ({"max_steps": 0}, "max_steps is 0"),
         ({"tol": 0.0}, "tol is 0"),
+        ({"max_basis": 2}, "max_basis is 2: give at least 3 for k = 1"),
+        ({"max_seconds": 0.0}, "max_seconds is 0"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

@@ -71,7 +71,7 @@ def test_a_network_agrees_with_its_trace_at_small_sigma():
     batches = split(batch, 20, 4)
     sigma = 1e-3
     found = perturbation_gap(model, cross_entropy, batches, sigma=sigma, draws=400)
-    trace = hessian_trace(Hessian(model, cross_entropy, batches), num_probes=400)
+    trace = hessian_trace(Hessian(model, cross_entropy, batches), probes=400)
     error = math.hypot(found.stderr, sigma**2 / 2 * trace.stderr)
     assert abs(found.value - sigma**2 / 2 * trace.value) < 5 * error
 

@@ -4,7 +4,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from flatminima.errors import InputError
-from flatminima.measure import Dense, Hessian
+from flatminima.measure import Dense, GaussNewton, Hessian, LowRank, Sum
 
 from .cases import (
     DOUBLE,
@@ -161,3 +161,39 @@ def test_wrong_shapes_are_refused():
         Dense(torch.ones(2, 3))
     with pytest.raises(InputError, match="chunk is 0"):
         Hessian(model, cross_entropy, [batch], chunk=0)
+
+
+def test_low_rank_is_the_matrix_it_says():
+    vectors, weights = torch.randn(9, 3, dtype=DOUBLE), torch.tensor([2.0, -1.0, 0.5]).to(DOUBLE)
+    operator = LowRank(vectors, weights, shift=0.3)
+    expected = vectors @ weights.diag() @ vectors.T + 0.3 * torch.eye(9, dtype=DOUBLE)
+    close(matrix(operator), expected)
+    assert operator.hvps == 9
+    with pytest.raises(InputError, match=r"\(n, r\) and \(r,\)"):
+        LowRank(vectors, weights[:2])
+
+
+def test_sums_and_scalings():
+    model, batch = mlp()
+    hessian = Hessian(model, cross_entropy, [batch])
+    ggn = GaussNewton(model, cross_entropy, [batch])
+    rest = Sum([hessian, ggn], [2.0, -1.0])
+    close(matrix(rest), 2 * matrix(hessian) - matrix(ggn))
+    close(matrix(Sum([hessian])), matrix(hessian))
+    assert rest.hvps == hessian.hvps + ggn.hvps
+    assert rest.description.startswith("2 (Hessian, reverse over reverse) + -1 (Gauss-Newton")
+    with pytest.raises(InputError, match="2 operators and 1 weights"):
+        Sum([hessian, ggn], [1.0])
+    with pytest.raises(InputError, match="of the same parameters"):
+        Sum([hessian, GaussNewton(model, cross_entropy, [batch], params="0.*")])
+
+
+def test_each_batch_gives_its_own_products():
+    model, batch = mlp()
+    v, seen = torch.randn(57, 2, dtype=DOUBLE), []
+    operator = Hessian(model, cross_entropy, split(batch, 20, 4))
+    products = operator.matmat(v, lambda count, own: seen.append((count, own.clone())))
+    assert [count for count, _ in seen] == [20, 4]
+    for (_, own), part in zip(seen, split(batch, 20, 4), strict=True):
+        close(own, Hessian(model, cross_entropy, [part]).matmat(v))
+    close(products, operator.matmat(v))

@@ -52,7 +52,7 @@ def test_an_interval_is_normal():
 
 
 def test_results_go_through_json():
-    estimate = hessian_trace(Dense(symmetric(4)), num_probes=12)
+    estimate = hessian_trace(Dense(symmetric(4)), probes=12)
     data = json.loads(json.dumps(estimate.to_dict(), allow_nan=False))
     assert TraceEstimate.from_dict(data) == estimate
     assert set(data["blocks"]["all"]) == {"value", "stderr"}

@@ -10,8 +10,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from flatminima.measure import (
     Hessian,
     curvature,
+    hessian_diagonal,
     hessian_trace,
     perturbation_gap,
+    spectral_density,
     start_sigma,
     top_eigenvalues,
 )
@@ -80,7 +82,10 @@ def same(a, b):
 
 
 MEASUREMENTS = {
-    "trace": lambda m, f, b: hessian_trace(Hessian(m, f, b), num_probes=13),
+    "trace": lambda m, f, b: hessian_trace(Hessian(m, f, b), probes=13),
+    "differences": lambda m, f, b: hessian_trace(Hessian(m, f, b, backend="differences"), probes=3),
+    "density": lambda m, f, b: spectral_density(Hessian(m, f, b), probes=2, steps=3),
+    "diagonal": lambda m, f, b: hessian_diagonal(Hessian(m, f, b), probes=12),
     "eigenvalues": lambda m, f, b: top_eigenvalues(Hessian(m, f, b), max_steps=3),
     "gap": lambda m, f, b: perturbation_gap(m, f, b, sigma=0.1, draws=3),
     "curvature": lambda m, f, b: curvature(m, f, b, sigma=0.1, probes=3, draws=3),

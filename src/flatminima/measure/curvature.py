@@ -12,7 +12,7 @@ from flatminima.errors import InputError
 from flatminima.measure.batches import Batches
 from flatminima.measure.eigen import top_eigenvalues
 from flatminima.measure.gap import perturbation_gap
-from flatminima.measure.operators import Hessian
+from flatminima.measure.hessian import Hessian
 from flatminima.measure.results import EigenEstimate, Estimate, TraceEstimate
 from flatminima.measure.trace import hessian_trace
 from flatminima.objectives import Objective
@@ -150,8 +150,12 @@ def curvature(
             progress=progress,
         )
     operator = Hessian(model, objective, batches, params=params)
-    trace = hessian_trace(operator, num_probes=probes, seed=seed, progress=progress)
-    top = top_eigenvalues(operator, eigenvalues, seed=seed, progress=progress)
+    trace = hessian_trace(
+        operator, probes=probes, seed=seed, progress=progress, keep_interrupted=False
+    )
+    top = top_eigenvalues(
+        operator, eigenvalues, seed=seed, progress=progress, keep_interrupted=False
+    )
     assert operator.loss is not None
     assert operator.samples is not None
     return CurvatureReport(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
-from torch import Tensor
 
 from flatminima.errors import InputError, unknown
 from flatminima.measure.cost import Meter
+from flatminima.measure.lanczos import Lanczos, leading
 from flatminima.measure.operators import Operator
 from flatminima.measure.results import EigenEstimate
-from flatminima.perturb.noise import Stream
 from flatminima.progress import Progress
 
 _ORDERS = ("largest", "smallest", "magnitude")
+
+BASIS_BYTES = 2**30
+"""The most memory for the basis, if the user does not say."""
 
 
 def top_eigenvalues(
@@ -22,11 +26,14 @@ def top_eigenvalues(
     which: str = "largest",
     tol: float = 1e-3,
     max_steps: int = 100,
+    max_basis: int | None = None,
+    max_seconds: float | None = None,
     vectors: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
+    keep_interrupted: bool = True,
 ) -> EigenEstimate:
-    r"""The k extreme eigenvalues by block Lanczos with full reorthogonalization.
+    r"""The k extreme eigenvalues by block Lanczos, full reorthogonalization and thick restarts.
 
     Blocks of k vectors, so that an eigenvalue repeated up to k times is found as often, and one
     graph per batch serves k products; k = 1 is the plain Lanczos method. From
@@ -37,10 +44,12 @@ def top_eigenvalues(
     the start is random, but no finite number of products can prove it.)
 
     Cost: k HVPs a step and k at the end, 20 to 60 steps are usual for k = 1 and tol = 1e-3, fewer
-    for larger k; (steps + 3) k vectors of memory.
+    for larger k; steps k + 3 k vectors of memory. Where the basis would outgrow `max_basis` it is
+    cut down to its leading Ritz vectors and goes on from there, which loses little.
 
     Source: Lanczos, 1950; Golub and Underwood, The block Lanczos method for computing eigenvalues,
-    1977; the bound: Parlett, The Symmetric Eigenvalue Problem, 1998, section 4.5.
+    1977; the bound: Parlett, The Symmetric Eigenvalue Problem, 1998, section 4.5; Wu and Simon,
+    Thick-restart Lanczos method for large symmetric eigenvalue problems, 2000.
 
     Args:
         operator: The operator, n x n.
@@ -49,12 +58,17 @@ def top_eigenvalues(
             "magnitude" (by absolute value, descending).
         tol: The relative residual to stop at.
         max_steps: The most Lanczos steps. `converged` says whether they were enough.
+        max_basis: The most vectors in the basis, at least 3 k + 2 (or n). Default: what fits into 1
+            GiB, but 4 k + 8 at least.
+        max_seconds: Stop before the step that would take longer than this in all.
         vectors: Whether to return the vectors, shape (n, k).
         seed: Of the start vectors; the global random state is not touched.
         progress: Called with ("eigenvalues", steps done, max_steps).
+        keep_interrupted: Whether an interrupt (Ctrl-C) returns what there is after a step, for one
+            more product; otherwise it is raised.
 
     Raises:
-        InputError: k, which, tol or max_steps out of range.
+        InputError: k, which, tol, max_steps, max_basis or max_seconds out of range.
     """
     n = operator.shape[0]
     if which not in _ORDERS:
@@ -65,23 +79,43 @@ def top_eigenvalues(
         raise InputError(f"max_steps is {max_steps}: give at least 1")
     if not tol > 0:
         raise InputError(f"tol is {tol}: give a number above 0, such as 1e-3")
+    if max_seconds is not None and not max_seconds > 0:
+        raise InputError(f"max_seconds is {max_seconds}: give a number above 0")
+    if max_basis is not None and max_basis < min(n, 3 * k + 2):
+        raise InputError(f"max_basis is {max_basis}: give at least {min(n, 3 * k + 2)} for k = {k}")
     meter = Meter(operator.device, operator.dtype, operator)
-    lanczos = _Lanczos(operator, k, seed)
-    for steps in range(1, max_steps + 1):
-        lanczos.step()
-        values, coordinates, bounds = lanczos.ritz(k, which)
+    fitting = max(BASIS_BYTES // (n * operator.dtype.itemsize), 4 * k + 8)
+    lanczos = Lanczos(operator, k, seed, min(n, max_basis or fitting, max_steps * k))
+    start, longest, steps, stopped = time.perf_counter(), 0.0, 0, "max_steps"
+    try:
+        while steps < max_steps:
+            before = time.perf_counter()
+            if steps and max_seconds is not None and before - start + longest > max_seconds:
+                stopped = "max_seconds"
+                break
+            lanczos.step(k, which)
+            steps += 1
+            values, _, bounds = lanczos.ritz(k, which)
+            if progress is not None:
+                progress("eigenvalues", steps, max_steps)
+            if lanczos.small(bounds, values, tol):
+                stopped = "converged"
+                break
+            longest = max(longest, time.perf_counter() - before)
+    except KeyboardInterrupt:
+        if not keep_interrupted or lanczos.size < k:
+            raise
+        stopped = "interrupted"
+    else:
         if progress is not None:
-            progress("eigenvalues", steps, max_steps)
-        if lanczos.small(bounds, values, tol):
-            break
-    if progress is not None:
-        progress("eigenvalues", steps, steps)
-    ritz = _combine(lanczos.basis, coordinates)
+            progress("eigenvalues", steps, steps)
+    _, coordinates, _ = lanczos.ritz(k, which)
+    ritz = lanczos.combine(coordinates)
     products = operator.matmat(ritz.T).T
     values = (ritz * products).sum(1)
     residuals = torch.linalg.vector_norm(products - values[:, None] * ritz, dim=1)
     residuals, values = residuals.cpu().double(), values.cpu().double()
-    order = _order(values, which)
+    order = leading(values, which)
     return EigenEstimate(
         tuple(values[order].tolist()),
         tuple(residuals[order].tolist()),
@@ -89,101 +123,8 @@ def top_eigenvalues(
         lanczos.small(residuals, values, tol),
         which,
         ritz[order.to(ritz.device)].T if vectors else None,
-        method="block Lanczos, full reorthogonalization",
+        stopped,
+        method=f"block Lanczos, full reorthogonalization; {operator.description}",
         seed=seed,
         **meter.read(),
     )
-
-
-class _Lanczos:
-    """The basis Q and the block tridiagonal T = Q'HQ, grown by a block at a time."""
-
-    def __init__(self, operator: Operator, width: int, seed: int) -> None:
-        self._operator, self._width = operator, width
-        self._generator = Stream(seed).generator(operator.device, 0)
-        self._eps = torch.finfo(operator.dtype).eps
-        self._projected = torch.zeros(0, 0, dtype=torch.float64)
-        self._coupling = torch.zeros(width, 0, dtype=torch.float64)
-        self.basis: list[Tensor] = []
-        self._next = self._filled([])
-
-    def step(self) -> None:
-        """One product with a block, one more block of the basis."""
-        block = torch.stack(self._next)
-        done, width = len(self.basis), len(block)
-        self.basis += self._next
-        products = self._operator.matmat(block.T).T.clone()
-        inner = (block @ products.T).cpu().double()
-        grown = torch.zeros(done + width, done + width, dtype=torch.float64)
-        grown[:done, :done] = self._projected
-        grown[done:, done - self._coupling.shape[1] : done] = self._coupling
-        grown[done:, done:] = (inner + inner.T) / 2
-        self._projected = grown.tril() + grown.tril(-1).T
-        self._continue(products)
-
-    def _continue(self, products: Tensor) -> None:
-        """The next block X and B in HQ = QT + XB, by Gram-Schmidt on the rows of `products`."""
-        found: list[Tensor] = []
-        coupling = torch.zeros(self._width, len(products), dtype=torch.float64)
-        for column, w in enumerate(products):
-            coupling[: len(found), column] = self._orthogonalize(w, found)
-            norm = torch.linalg.vector_norm(w).item()
-            if norm > self._floor() and len(self.basis) + len(found) < len(w):
-                coupling[len(found), column] = norm
-                found.append(w / norm)
-        self._next = self._filled(found)
-        self._coupling = coupling[: len(self._next)]
-
-    def ritz(self, k: int, which: str) -> tuple[Tensor, Tensor, Tensor]:
-        """The leading Ritz values (k,), their coordinates (size, k), residual bounds (k,)."""
-        values, vectors = torch.linalg.eigh(self._projected)
-        order = _order(values, which)[:k]
-        last = vectors[-self._coupling.shape[1] :, order]
-        return (
-            values[order],
-            vectors[:, order],
-            torch.linalg.vector_norm(self._coupling @ last, dim=0),
-        )
-
-    def small(self, residuals: Tensor, values: Tensor, tol: float) -> bool:
-        """Whether every residual is within `tol` of its value, or at the level of rounding."""
-        return bool((residuals <= (tol * values.abs()).clamp(min=self._floor())).all())
-
-    def _floor(self) -> float:
-        """The rounding error of a product, roughly: 10 eps ||T||_max."""
-        return 10 * self._eps * self._projected.abs().max().item()
-
-    def _filled(self, block: list[Tensor]) -> list[Tensor]:
-        """The block, with random vectors for those that an exhausted Krylov space lacks."""
-        n = self._operator.shape[0]
-        while len(block) < self._width and len(self.basis) + len(block) < n:
-            start = torch.empty(n, dtype=self._operator.dtype, device=self._operator.device)
-            self._orthogonalize(start.normal_(generator=self._generator), block)
-            block.append(start / torch.linalg.vector_norm(start))
-        return block
-
-    def _orthogonalize(self, w: Tensor, block: list[Tensor]) -> Tensor:
-        """Take from w, in place, its parts along the basis and the block; returns the latter."""
-        parts = torch.zeros(len(block), dtype=torch.float64)
-        # Twice is enough (Kahan and Parlett): once leaves a component where cancellation was large.
-        for _ in range(2):
-            for q in self.basis:
-                w.addcmul_(q, q @ w, value=-1)
-            for i, q in enumerate(block):
-                part = q @ w
-                w.addcmul_(q, part, value=-1)
-                parts[i] += part.item()
-        return parts
-
-
-def _order(values: Tensor, which: str) -> Tensor:
-    key = values.abs() if which == "magnitude" else values
-    return torch.argsort(key, descending=which != "smallest", stable=True)
-
-
-def _combine(basis: list[Tensor], coordinates: Tensor) -> Tensor:
-    """The unit vectors with these coordinates in the basis, as rows, shape (k, n)."""
-    rows = torch.zeros(coordinates.shape[1], len(basis[0])).to(basis[0])
-    for q, weights in zip(basis, coordinates.to(basis[0]), strict=True):
-        rows.addr_(weights, q)
-    return rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))

@@ -82,12 +82,25 @@ class Estimate(Result):
 class TraceEstimate(Estimate):
     """The trace of an operator, and of its diagonal blocks.
 
+    `stderr` is the error of the probes: how far the trace over these very samples may be.
+
     Attributes:
         blocks: The trace of each diagonal block (of each parameter tensor, for a Hessian), from the
             same probes. They add up to the whole; their errors are correlated.
+        data_stderr: The error of the data: how much the trace would vary over other samples, as
+            many and from the same source, judged by how much it varies between batches. NaN for
+            fewer than two batches.
+        stopped: Why it stopped: "probes" (all done), "rel_error", "max_seconds", "interrupted".
     """
 
     blocks: Mapping[str, Estimate] = field(default_factory=dict)
+    data_stderr: float = math.nan
+    stopped: str = "probes"
+
+    @property
+    def total_stderr(self) -> float:
+        """Of probes and data together, as an estimate of the trace over the source of the data."""
+        return math.hypot(self.stderr, self.data_stderr)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON types; of a block only what differs from the whole."""
@@ -102,14 +115,16 @@ class TraceEstimate(Estimate):
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The result that `to_dict` wrote."""
         whole = {key: value for key, value in data.items() if key != "blocks"}
+        shared = {f.name: data[f.name] for f in fields(Estimate) if f.name in data}
         blocks = {
-            name: Estimate.from_dict({**whole, **block}) for name, block in data["blocks"].items()
+            name: Estimate.from_dict({**shared, **block}) for name, block in data["blocks"].items()
         }
         return cls(
             **{
                 **whole,
                 "value": _number(data["value"]),
                 "stderr": _number(data["stderr"]),
+                "data_stderr": _number(data.get("data_stderr")),
                 "blocks": blocks,
             }
         )
@@ -127,6 +142,7 @@ class EigenEstimate(Result):
         converged: Whether every residual is within the tolerance.
         which: "largest", "smallest" or "magnitude".
         vectors: The Ritz vectors v as columns, shape (n, k), where asked for; not in `to_dict`.
+        stopped: Why it stopped: "converged", "max_steps", "max_seconds", "interrupted".
     """
 
     values: tuple[float, ...]
@@ -135,6 +151,7 @@ class EigenEstimate(Result):
     converged: bool
     which: str
     vectors: Tensor | None = field(default=None, repr=False, compare=False)
+    stopped: str = "converged"
 
     @property
     def value(self) -> float:
@@ -167,6 +184,12 @@ class EigenEstimate(Result):
                 "residuals": tuple(map(_number, data["residuals"])),
             }
         )
+
+
+def mean_and_stderr(samples: Tensor) -> tuple[float, float]:
+    """The mean of independent samples, shape (m,), and its standard error; NaN for m = 1."""
+    m = len(samples)
+    return samples.mean().item(), samples.std().item() / math.sqrt(m) if m > 1 else math.nan
 
 
 def plus_minus(value: float, error: float) -> str:

@@ -13,8 +13,7 @@ from flatminima.errors import InputError
 from flatminima.measure.batches import Batches, MeanLoss, scalar_loss, weighted
 from flatminima.measure.cost import Meter
 from flatminima.measure.gap import Shaken
-from flatminima.measure.results import Estimate
-from flatminima.measure.trace import mean_and_stderr
+from flatminima.measure.results import Estimate, mean_and_stderr
 from flatminima.measure.untouched import free_parameters, untouched
 from flatminima.objectives import Objective
 from flatminima.perturb.noise import Noise

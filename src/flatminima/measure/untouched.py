@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from flatminima.errors import InputError
+from flatminima.errors import InputError, unknown
 from flatminima.objectives import Objective
 
 
@@ -57,22 +58,30 @@ def untouched(
                         tensor.copy_(saved)
 
 
-def free_parameters(model: nn.Module, params: Iterable[Tensor] | None) -> dict[str, Tensor]:
+def free_parameters(
+    model: nn.Module, params: Iterable[Tensor] | Iterable[str] | str | None
+) -> dict[str, Tensor]:
     """The parameters to measure, by name, in the model's order.
 
     Args:
         model: The model.
-        params: Which of its parameters; None for all that require a gradient.
+        params: Which of its parameters: tensors, or names with wildcards (`*`, `?`, `[...]`), which
+            choose among those that require a gradient; None for all that do.
 
     Raises:
-        InputError: there is none, one is not the model's or does not require a gradient, or they
-            are not all float32 or all float64, on one device.
+        InputError: there is none, one is not the model's or does not require a gradient, a name
+            chooses nothing, or they are not all float32 or all float64, on one device.
     """
     named: dict[str, Tensor] = dict(model.named_parameters())
+    free = {name: p for name, p in named.items() if p.requires_grad}
+    given = [params] if isinstance(params, str) else list(params or ())
+    patterns = [pattern for pattern in given if isinstance(pattern, str)]
     if params is None:
-        chosen = {name: p for name, p in named.items() if p.requires_grad}
+        chosen = free
+    elif patterns:
+        chosen = _matching(free, patterns)
     else:
-        wanted = {id(p) for p in params}
+        wanted = {id(p) for p in given}
         chosen = {name: p for name, p in named.items() if id(p) in wanted}
         if len(chosen) < len(wanted):
             raise InputError("params has a tensor that is no parameter of the model: leave it out")
@@ -95,3 +104,15 @@ def free_parameters(model: nn.Module, params: Iterable[Tensor] | None) -> dict[s
             "or measure the parts one by one with params="
         )
     return chosen
+
+
+def _matching(named: dict[str, Tensor], patterns: list[str]) -> dict[str, Tensor]:
+    """Those whose name matches one of the patterns, each of which must match one."""
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in named):
+            raise unknown("trainable parameter", pattern, named)
+    return {
+        name: p
+        for name, p in named.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
