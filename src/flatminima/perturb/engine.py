@@ -25,7 +25,7 @@ from flatminima.errors import InputError
 from flatminima.perturb.buffers import Buffers
 from flatminima.perturb.cards import foreign_option
 from flatminima.perturb.options import whole
-from flatminima.perturb.plans import Pass, Turn
+from flatminima.perturb.plans import Pass, Turn, Watcher
 from flatminima.perturb.randomness import Replay
 from flatminima.perturb.ranks import rank
 from flatminima.perturb.resolution import HALF, Resolution
@@ -114,6 +114,7 @@ class Perturbed(Wrapper):
         self._broken_off = False
         self._isolated = False
         self._resolution_checked = False
+        self.watcher: Watcher | None = None
 
     def plan(self, turn: Turn) -> list[Pass]:
         """The passes of a step whose strength is not 0 everywhere.
@@ -194,6 +195,8 @@ class Perturbed(Wrapper):
             self._memory, self._staged = self._staged, None
         self._steps += 1
         self._micro_batches = 0
+        if self.watcher is not None:
+            self.watcher.stepped()
         return loss
 
     def check_step(self, micro_batches: int, samples: int | None) -> None:
@@ -221,6 +224,8 @@ class Perturbed(Wrapper):
             raise RuntimeError(LOST)
         elif self._position[0] == 0:
             self._gradients.forget()
+            if self.watcher is not None:
+                self.watcher.emptied()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue exactly where the optimizer of that state stood; see `Wrapper`."""
@@ -285,6 +290,8 @@ class Perturbed(Wrapper):
         buffers = self._buffers = Buffers(self.model)
         replay = Replay(parameter.device for parameter in parameters)
         self._samples, self._isolated, finished = samples, isolate, False
+        if self.watcher is not None:
+            self.watcher.begin(self._micro_batches)
         try:
             # One pass at W leaves the buffers as plain training does.
             with buffers.watch() if len(plan) > 1 or plan[0].move else nullcontext():
@@ -306,11 +313,15 @@ class Perturbed(Wrapper):
                     if self.share_masks:
                         replay.start(current.share)
                     self._current, self._position = current, (index, len(plan))
+                    if self.watcher is not None:
+                        self.watcher.start(current, weights, weight)
                     yield current
                     if self._weights is not weights:
                         raise RuntimeError("these passes were ended by step() or by other passes")
                     if index and not alone and not gradients.kept():
                         raise RuntimeError(LOST)
+                    if self.watcher is not None:
+                        self.watcher.end(weights, weight)
                     buffers.end_pass(weight, part if not weights.away else None)
                     if current.after is not None:
                         current.after(weights)

@@ -13,9 +13,10 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from flatminima.errors import InputError, require
+from flatminima.measure import LiveTrace
 from flatminima.objectives import Supervised
 from flatminima.optim import VariationalAdam
-from flatminima.perturb import Perturbed, card, options
+from flatminima.perturb import NSO, Perturbed, card, options
 from flatminima.progress import Progress, silent
 from flatminima.training import loop, models
 from flatminima.training.averaging import Average
@@ -126,7 +127,16 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> l
         ),
         companions=prepared.built.companions,
         average=_average(accelerator.unwrap_model(model), recipe.loop, total, per_epoch),
+        meter=_meter(optimizer, accelerator) if recipe.loop.live_trace else None,
     )
+
+
+def _meter(optimizer: Perturbed, accelerator: Any) -> LiveTrace | None:
+    """What reads the trace off the passes; of the methods of a study, some say nothing of it."""
+    if not isinstance(optimizer, NSO) or optimizer.scale.name != "absolute":
+        return None
+    optimizer.scaler = accelerator.scaler
+    return LiveTrace(optimizer)
 
 
 def _average(model: torch.nn.Module, spec: LoopSpec, total: int, per_epoch: int) -> Average | None:
