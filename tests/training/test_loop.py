@@ -235,6 +235,35 @@ def test_an_exponential_sigma_ends_at_sigma(tmp_path):
     assert state["optimizer"]["perturb"]["schedule"]["start"] == pytest.approx(1e-4)
 
 
+def test_the_trace_along_a_run_on_request(tmp_path):
+    finetune(recipe(perturb="nso", live_trace=True), tmp_path / "a")
+    finetune(recipe(perturb="nso"), tmp_path / "b")
+    finetune(recipe(perturb="sam", live_trace=True), tmp_path / "c")
+    metered, plain, sam = ([r for r in lines(tmp_path / x) if "loss" in r] for x in "abc")
+    assert metered[0]["live_trace_stderr"] is None
+    assert all(r["live_trace"] > 2 * r["live_trace_stderr"] > 0 for r in metered[10:])
+    assert not any("live_trace" in r for r in [*plain, *sam])
+    assert_same_bits(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_the_trace_along_a_run_goes_on_when_resumed(tmp_path, monkeypatch):
+    metered = recipe(perturb="nso-one-pass", live_trace=True)
+    finetune(metered, tmp_path / "whole")
+    step = loop._timed_step
+
+    def dies(run, state, *rest):
+        if state.step == 10:
+            raise KeyboardInterrupt
+        step(run, state, *rest)
+
+    monkeypatch.setattr(loop, "_timed_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(metered, tmp_path / "cut")
+    monkeypatch.undo()
+    resume(tmp_path / "cut")
+    assert without_time(lines(tmp_path / "whole")) == without_time(lines(tmp_path / "cut"))
+
+
 def test_tensorboard_on_request(tmp_path):
     pytest.importorskip("tensorboard")
     finetune(recipe(tensorboard=True), tmp_path / "a")

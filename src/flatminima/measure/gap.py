@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +108,24 @@ class Shaken:
 
     def __exit__(self, *_: object) -> None:
         torch._foreach_copy_(self._weights, self._home)
+
+    @property
+    def home(self) -> Sequence[Tensor]:
+        """W, not to be written to."""
+        return self._home
+
+    def move(self, offsets: Iterable[Tensor]) -> None:
+        """Go to W + offset."""
+        for weight, home, offset in zip(self._weights, self._home, offsets, strict=True):
+            torch.add(home, offset, out=weight)
+
+    def draw(self, number: int) -> list[Tensor]:
+        """Normal z of the weights' shapes; depends on seed, number and parameters' names alone."""
+        normal, drawn = Noise.named("normal"), []
+        for home, key in zip(self._home, self._ids, strict=True):
+            z = torch.empty_like(home, memory_format=torch.contiguous_format)
+            drawn.append(normal.sample(z, self._stream.generator(home.device, key, number)))
+        return drawn
 
     def visit(self, sigma: float, noise: Noise, draws: int, two_point: bool) -> Iterator[None]:
         """Yields at W, then at W + U (and W - U) for each draw.

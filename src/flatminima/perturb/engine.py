@@ -35,7 +35,7 @@ from flatminima.perturb.closures import (
     unscaled,
 )
 from flatminima.perturb.options import between, truth, whole
-from flatminima.perturb.plans import Pass, Turn
+from flatminima.perturb.plans import Pass, Turn, Watcher
 from flatminima.perturb.randomness import Replay
 from flatminima.perturb.ranks import averaging, rank
 from flatminima.perturb.resolution import HALF, Resolution
@@ -129,6 +129,7 @@ class Perturbed(Wrapper):
         self._broken_off = False
         self._resolution_checked = False
         self._emptied = True
+        self.watcher: Watcher | None = None
 
     def plan(self, turn: Turn) -> list[Pass]:
         """The passes of a step whose strength is not 0 everywhere.
@@ -219,6 +220,8 @@ class Perturbed(Wrapper):
             if self._staged is not None:
                 self._memory = self._staged
             self._steps += 1
+            if self.watcher is not None:
+                self.watcher.stepped()
         self._staged = None
         self._micro_batches = 0
         self._emptied = False
@@ -330,7 +333,10 @@ class Perturbed(Wrapper):
             replay=Replay(p.device for p in parameters) if self.share_masks else None,
             samples=samples,
             isolated=isolated,
+            watcher=self.watcher,
         )
+        if self.watcher is not None:
+            self.watcher.begin(self._micro_batches)
         self._samples, finished = samples, False
         try:
             with closing(running.passes()) as passes:

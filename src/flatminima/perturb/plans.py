@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from flatminima.perturb.shares import WHOLE, Share
 from flatminima.perturb.weights import Weights
@@ -57,3 +58,22 @@ class Turn:
     micro_batch: int
     rank: int
     samples: int | None
+
+
+class Watcher(Protocol):
+    """Looks on while passes run, and changes nothing."""
+
+    def begin(self, micro_batch: int) -> None:
+        """The passes of a micro-batch begin, the first of a step if that is 0."""
+
+    def start(self, current: Pass, weights: Weights, weight: float) -> None:
+        """A pass that counts `weight` is about to run; `.grad` holds what was gathered before."""
+
+    def emptied(self) -> None:
+        """What `.grad` held at the start of the pass was dropped."""
+
+    def end(self, weights: Weights, weight: float) -> None:
+        """The pass has run: its gradient was added to `.grad`."""
+
+    def stepped(self) -> None:
+        """The step was taken."""

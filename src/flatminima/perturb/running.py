@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 
 from flatminima.perturb.buffers import Buffers
-from flatminima.perturb.plans import Pass
+from flatminima.perturb.plans import Pass, Watcher
 from flatminima.perturb.randomness import Replay
 from flatminima.perturb.shares import fraction
 from flatminima.perturb.weights import Gradients, Weights
@@ -26,6 +26,7 @@ class Running:
         replay: The random numbers; None draws new ones for each pass.
         samples: Samples of the batch to cut, or None.
         isolated: Whether each pass finds `.grad` empty and may empty it, as closures do.
+        watcher: Looks on, where there is one.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Running:
         replay: Replay | None,
         samples: int | None,
         isolated: bool,
+        watcher: Watcher | None = None,
     ) -> None:
         self.plan = plan
         self.weights = weights
@@ -46,6 +48,7 @@ class Running:
         self.replay = replay
         self.samples = samples
         self.isolated = isolated
+        self.watcher = watcher
         self.index = 0
 
     @property
@@ -69,9 +72,13 @@ class Running:
                 weight = current.weight * part
                 alone = self.isolated or not weight or current.after is not None
                 self._begin(current, weight, alone)
+                if self.watcher is not None:
+                    self.watcher.start(current, self.weights, weight)
                 yield current
                 if self.index and not alone and not self.gradients.kept():
                     raise RuntimeError(LOST)
+                if self.watcher is not None:
+                    self.watcher.end(self.weights, weight)
                 self.buffers.end_pass(weight, None if self.weights.away else part)
                 if current.after is not None:
                     current.after(self.weights)
@@ -108,6 +115,10 @@ class Running:
             raise RuntimeError(LOST)
         elif self.index == 0:
             self.gradients.forget()
+        else:
+            return
+        if self.watcher is not None:
+            self.watcher.emptied()
 
     def go_home(self, *, finished: bool) -> None:
         """Restore the weights; if the passes did not finish, drop what they gathered."""

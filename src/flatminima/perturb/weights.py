@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +117,11 @@ class Weights:
             torch._foreach_copy_(self._tensors, self._home)
             torch.clear_autocast_cache()
             self._home = None
+
+    def displacements(self) -> Iterator[Tensor]:
+        """How far each weight is from W, in the order of `slots`, as rounding left it."""
+        for tensor, home in zip(self._tensors, self._home or self._tensors, strict=True):
+            yield tensor.detach() - home
 
     @property
     def away(self) -> bool:

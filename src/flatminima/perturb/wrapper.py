@@ -219,7 +219,11 @@ class Wrapper(Optimizer):
 
     def _check_keys(self, group: dict[str, Any]) -> None:
         """Refuse what a group says for a method in vain: torch takes any key."""
-        for key in group.keys() - self.base.defaults.keys() - {self.strength_name, FROZEN}:
+        # An earlier wrapper of this base may have left its own strength, which nobody said.
+        left = vars(self.base).setdefault("_strengths_given", set())
+        known = {self.strength_name, FROZEN, *left}
+        left.add(self.strength_name)
+        for key in group.keys() - self.base.defaults.keys() - known:
             near = difflib.get_close_matches(key, [self.strength_name], cutoff=0.75)
             if near or key in option_names():
                 raise InputError(

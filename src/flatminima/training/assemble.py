@@ -13,9 +13,10 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from flatminima.errors import InputError, require
+from flatminima.measure import LiveTrace
 from flatminima.objectives import Supervised
 from flatminima.optim import VariationalAdam
-from flatminima.perturb import Perturbed, card, options
+from flatminima.perturb import NSO, Perturbed, card, options
 from flatminima.progress import Progress, silent
 from flatminima.training import loop, models
 from flatminima.training.averaging import Average
@@ -99,6 +100,7 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> l
     epochs = recipe.loop.epochs
     assert epochs is not None
     optimizer = perturbed(base, recipe)
+    optimizer.scaler = accelerator.scaler  # some methods must know how gradients are scaled
     total = epochs * per_epoch
     if recipe.loop.equal == "gradients":
         total = max(1, round(total / optimizer.gradients_per_step(recipe.loop.batch_size)))
@@ -126,7 +128,15 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> l
         ),
         companions=prepared.built.companions,
         average=_average(accelerator.unwrap_model(model), recipe.loop, total, per_epoch),
+        meter=_meter(optimizer) if recipe.loop.live_trace else None,
     )
+
+
+def _meter(optimizer: Perturbed) -> LiveTrace | None:
+    """What reads the trace off the passes; of the methods of a study, some say nothing of it."""
+    if not isinstance(optimizer, NSO) or optimizer.scale.name != "absolute":
+        return None
+    return LiveTrace(optimizer)
 
 
 def _average(model: torch.nn.Module, spec: LoopSpec, total: int, per_epoch: int) -> Average | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from flatminima.errors import InputError
+from flatminima.measure import LiveTrace
 from flatminima.objectives import Objective
 from flatminima.perturb import Perturbed, global_norm
 from flatminima.perturb.shares import cut, sample_count
@@ -77,6 +78,7 @@ class Run:
         log: Takes the records of steps and epochs.
         companions: Writes what belongs beside the weights of a checkpoint.
         average: Gathers the mean of the weights; None where none is kept.
+        meter: Reads the Hessian's trace off the passes; None where none is asked for.
     """
 
     accelerator: Any
@@ -93,6 +95,7 @@ class Run:
     log: Log
     companions: Callable[[Path], None]
     average: Average | None = None
+    meter: LiveTrace | None = None
 
     def __post_init__(self) -> None:
         # accelerate steps the optimizer through this, for its gradient scaler.
@@ -195,9 +198,18 @@ def _timed_step(run: Run, state: State, samples: int, batch: Any) -> None:
             "lr": rates[0],
             "gradients": state.gradients,
             "seconds": round(state.seconds, 4),
+            **_live(run),
             **({} if finite else {"skipped": True}),
         }
     )
+
+
+def _live(run: Run) -> dict[str, float | None]:
+    """The trace along the run so far, where it is metered; None where it is not known yet."""
+    if run.meter is None:
+        return {}
+    found = run.meter.estimate().to_dict()
+    return {"live_trace": found["value"], "live_trace_stderr": found["stderr"]}
 
 
 def _gather_gradient(run: Run, state: State, total: int, batch: Any) -> Tensor:
@@ -314,6 +326,7 @@ def save(run: Run, state: State, name: str = "last") -> None:
         "optimizer": run.optimizer.state_dict(),
         "scheduler": run.scheduler.state_dict(),
         "average": run.average.state_dict() if run.average else None,
+        "meter": run.meter.state_dict() if run.meter else None,
         "scaler": run.accelerator.scaler.state_dict() if run.accelerator.scaler else None,
         "random": {
             "cpu": torch.get_rng_state(),
@@ -337,6 +350,8 @@ def load(run: Run, found: checkpoint.Checkpoint) -> State:
     run.scheduler.load_state_dict(tensors["scheduler"])
     if run.average and tensors["average"]:
         run.average.load_state_dict(tensors["average"])
+    if run.meter and tensors.get("meter"):
+        run.meter.load_state_dict(tensors["meter"])
     if run.accelerator.scaler and tensors["scaler"]:
         run.accelerator.scaler.load_state_dict(tensors["scaler"])
     torch.set_rng_state(tensors["random"]["cpu"])

@@ -119,6 +119,9 @@ class LoopSpec:
     on_nan: Literal["stop", "skip"] = _option(
         "stop", "at a loss or gradient that is not finite: stop, or skip the step"
     )
+    live_trace: bool = _option(
+        False, "log the Hessian trace along the run, from NSO's own passes (one process)"
+    )
     tensorboard: bool = _option(False, "also write TensorBoard logs")
 
 
