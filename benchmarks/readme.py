@@ -21,6 +21,7 @@ COMPARISONS = {
     "methods-digits": ("plain:epochs=30", "nso:sigma=0.1", "asam:rho=2"),
     "methods-digits-gradients": ("plain:epochs=30", "nso-one-pass:sigma=0.1"),
     "methods-pydocs": ("nso",),
+    "methods-pydocs-gradients": ("plain:epochs=2",),
 }
 """The studies of all methods, and what else to compare with than plain training."""
 
