@@ -1,5 +1,6 @@
 import json
 import math
+import subprocess
 import sys
 
 import pytest
@@ -186,7 +187,11 @@ def test_the_plot_draws_the_curve_and_a_band():
     log = density.plot(Axes(), axis="log")
     assert [label for *_, label in log.lines] == ["positive", "negative"]
     assert ("set_xscale", ("log",)) in log.calls
-    assert "matplotlib" not in sys.modules
+
+
+def test_measuring_does_not_load_matplotlib():
+    loads = "import sys, flatminima.measure; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loads], check=False).returncode == 0
 
 
 def test_the_plot_of_matplotlib(tmp_path):
