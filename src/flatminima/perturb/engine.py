@@ -42,7 +42,7 @@ from flatminima.perturb.resolution import HALF, Resolution
 from flatminima.perturb.running import Running
 from flatminima.perturb.schedules import Schedule
 from flatminima.perturb.shares import WHOLE, bounds, cut, sample_count
-from flatminima.perturb.weights import Gradients, Weights, clip
+from flatminima.perturb.weights import Gradients, Slot, Weights, clip
 from flatminima.perturb.wrapper import Wrapper
 
 NOT_RUN = """step() needs the gradients of this step's passes first. Either
@@ -327,7 +327,7 @@ class Perturbed(Wrapper):
         draft, resolution = self._new_draft(), self._unchecked_resolution()
         running = self._running = Running(
             self._plan(self._steps, samples),
-            weights=Weights(self._slots(draft), resolution),
+            weights=self._weights(self._slots(draft), resolution),
             gradients=Gradients(parameters),
             buffers=Buffers(self.model),
             replay=Replay(p.device for p in parameters) if self.share_masks else None,
@@ -372,6 +372,10 @@ class Perturbed(Wrapper):
             return [Pass()]
         own_rank = 0 if self.sharded else rank()
         return self.plan(Turn(step // self.interval, self._micro_batches, own_rank, samples))
+
+    def _weights(self, slots: list[Slot], resolution: Resolution | None) -> Weights:
+        """What moves the weights, and how they come home."""
+        return Weights(slots, resolution)
 
     def _unchecked_resolution(self) -> Resolution | None:
         """Looks at the steps up to the first at full strength, if there are 16-bit weights."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flatminima.perturb.drawing import Draw, add_all
 from flatminima.perturb.resolution import Resolution
 from flatminima.perturb.shards import is_sharded, local, sums
 
@@ -86,16 +87,30 @@ class Weights:
 
         The offsets are consumed one at a time, so a generator of them needs the memory of one.
         """
-        if self._home is None:
-            self._home = [tensor.clone() for tensor in self._tensors]
-        else:
-            torch._foreach_copy_(self._tensors, self._home)
-        for tensor, home, offset in zip(self._tensors, self._home, offsets, strict=True):
+        for tensor, home, offset in zip(self._tensors, self._start(), offsets, strict=True):
             if offset is not None:
                 tensor.add_(local(offset))
                 if self.resolution is not None:
                     self.resolution.look(home, tensor, local(offset))
         torch.clear_autocast_cache()  # it holds low-precision copies of the weights as they were
+
+    @torch.no_grad()
+    def shake(self, draws: Sequence[Draw | None]) -> None:
+        """Put each weight at W + noise, drawn as it is added; None stays at W.
+
+        Only where `drawing.in_pieces` holds for all, and nothing is to be told of displacements.
+        """
+        self._start()
+        add_all(self._tensors, draws)
+        torch.clear_autocast_cache()
+
+    def _start(self) -> list[Tensor]:
+        """Be at W, of which there is a copy."""
+        if self._home is None:
+            self._home = [tensor.clone() for tensor in self._tensors]
+        else:
+            torch._foreach_copy_(self._tensors, self._home)
+        return self._home
 
     @torch.no_grad()
     def reflect(self) -> None:

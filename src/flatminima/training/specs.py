@@ -50,7 +50,7 @@ class PerturbSpec:
     )
     num_perturbations: int = _option(1, "k, draws of noise a step")
     clean_weight: float = _option(0.0, "lambda, weight of the unperturbed gradient")
-    noise: str = _option("normal", "normal, laplace, uniform, rademacher or binomial")
+    noise: str = _option("normal", "normal, table, laplace, uniform, rademacher or binomial")
     strength_schedule: Literal["constant", "linear", "exponential"] = _option(
         "constant", "how sigma or rho grows over the epochs"
     )

@@ -1,0 +1,174 @@
+"""What a step of each method costs beside a step of plain training: time, memory, gradients.
+
+    python benchmarks/steps.py                          # ResNet-18 and a BERT of 23 M weights
+    python benchmarks/steps.py vit-small:2 vit-small:16 gpt2-small --minutes 3
+    python benchmarks/steps.py --peer nsm=PATH --peer sam=PATH
+
+A case is a network, or NETWORK:BATCH_SIZE. All contenders take turns within one process, in a new
+order each round, so what else the machine does falls on all alike; ratios are of medians, with a
+bootstrap interval over rounds. Each case takes `--minutes` (default 4). Cases are added to
+docs/results/steps.json, and `make readme` writes docs/performance.md from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from step_anatomy import anatomy, peak_bytes
+from step_contenders import Contender, Gradient, Step, contenders, from_file
+from step_models import TASKS, Batch, Task
+from torch import nn
+
+from flatminima.files import write_json
+from flatminima.training.directory import environment
+
+ROOT = Path(__file__).parents[1]
+WARM_UP = 2
+LEAST_ROUNDS = 5
+DISSECTED = ("nso", "nso, noise='table'", "nso-one-pass", "sam")
+
+
+def compare(name: str, samples: int, minutes: float, peers: Sequence[str]) -> dict[str, Any]:
+    """One case: every contender on one network."""
+    task = TASKS[name]
+    torch.manual_seed(0)
+    model, batch = task.build().train(), task.batch(samples)
+    rivals = [*contenders(), *map(from_file, peers)]
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    memory = {rival.name: _memory(rival, model, task, batch) for rival in rivals}
+    gradients = {rival.name: Gradient(model, samples) for rival in rivals}
+    steps = {rival.name: rival.build(gradients[rival.name], task) for rival in rivals}
+    for step in steps.values():
+        for _ in range(WARM_UP):
+            step(batch)
+    for gradient in gradients.values():
+        gradient.calls, gradient.batches = 0, 0.0
+    wall, cpu = _rounds(steps, batch, 60 * minutes)
+    rounds = len(wall["plain"])
+    found = {
+        rival.name: {
+            "mathematics": rival.mathematics,
+            "peer": rival.peer,
+            "passes": gradients[rival.name].calls / rounds,
+            "gradients": gradients[rival.name].batches / rounds,
+            "wall": _against(wall[rival.name], wall["plain"]),
+            "cpu": _against(cpu[rival.name], cpu["plain"]),
+            "peak_bytes": memory[rival.name],
+            "copies": (memory[rival.name] - memory["plain"]) / weights,
+        }
+        for rival in rivals
+    }
+    return {
+        "title": task.title,
+        "samples": samples,
+        "weights": sum(p.numel() for p in model.parameters()),
+        "base": task.base.__name__,
+        "rounds": rounds,
+        "contenders": found,
+        "anatomy": {
+            rival.name: anatomy(rival.build, model, task, batch, rounds=max(5, rounds // 3))
+            for rival in rivals
+            if rival.name in DISSECTED
+        },
+    }
+
+
+def _memory(rival: Contender, model: nn.Module, task: Task, batch: Batch) -> int:
+    """Bytes at the peak of a second step, of which the model and the batch are no part."""
+
+    def run() -> None:
+        step = rival.build(Gradient(model, len(batch["labels"])), task)
+        step(batch)
+        step(batch)
+
+    model.zero_grad()
+    return peak_bytes(run)
+
+
+def _rounds(
+    steps: dict[str, Step], batch: Batch, seconds: float
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Wall and CPU seconds of each contender's steps."""
+    wall: dict[str, list[float]] = {name: [] for name in steps}
+    cpu: dict[str, list[float]] = {name: [] for name in steps}
+    order, begin = list(steps), time.perf_counter()
+    shuffle = random.Random(0)
+    while len(wall["plain"]) < LEAST_ROUNDS or time.perf_counter() - begin < seconds:
+        shuffle.shuffle(order)
+        for name in order:
+            spent, started = _timed(lambda name=name: steps[name](batch))
+            wall[name].append(spent)
+            cpu[name].append(started)
+    return wall, cpu
+
+
+def _timed(step: Callable[[], None]) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def _against(seconds: list[float], plain: list[float]) -> dict[str, Any]:
+    """Median milliseconds, and the ratio of medians to plain training's."""
+    ours, theirs = np.array(seconds), np.array(plain)
+    drawn = np.random.default_rng(0).integers(0, len(ours), (2000, len(ours)))
+    ratios = np.median(ours[drawn], axis=1) / np.median(theirs[drawn], axis=1)
+    return {
+        "ms": round(1e3 * float(np.median(ours)), 3),
+        "quartiles_ms": [round(1e3 * float(q), 3) for q in np.quantile(ours, (0.25, 0.75))],
+        "least_ms": round(1e3 * float(ours.min()), 3),
+        "ratio": float(np.median(ours) / np.median(theirs)),
+        "ci95": [float(q) for q in np.quantile(ratios, (0.025, 0.975))],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cases", nargs="*", default=["resnet-18", "bert-23m"], metavar="CASE")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of rounds, for each case")
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/steps.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    for case in arguments.cases:
+        name, _, samples = case.partition(":")
+        if name not in TASKS:
+            raise SystemExit(f"no network {name!r}: choose of {', '.join(TASKS)}")
+        size = int(samples) if samples else TASKS[name].batch_size
+        found[f"{name}:{size}"] = compare(name, size, arguments.minutes, arguments.peer)
+        write_json(arguments.out, found)
+        _show(found[f"{name}:{size}"])
+    write_json(arguments.out.with_name(f"{arguments.out.stem}-environment.json"), environment())
+
+
+def _show(case: dict[str, Any]) -> None:
+    print(f"{case['title']}, {case['samples']} samples, {case['rounds']} rounds")
+    for name, row in case["contenders"].items():
+        wall, cpu = row["wall"], row["cpu"]
+        print(
+            f"  {name:<36} {wall['ms']:8.1f} ms  {wall['ratio']:.3f} "
+            f"[{wall['ci95'][0]:.3f}, {wall['ci95'][1]:.3f}]  cpu {cpu['ratio']:.3f} "
+            f"[{cpu['ci95'][0]:.3f}, {cpu['ci95'][1]:.3f}]  {row['gradients']:.2f} gradients  "
+            f"{row['copies']:+.2f} copies"
+        )
+    for name, parts in case["anatomy"].items():
+        shown = ", ".join(f"{part} {ms:.1f}" for part, ms in parts.items())
+        print(f"  anatomy of {name} (ms): {shown}")
+
+
+if __name__ == "__main__":
+    main()
