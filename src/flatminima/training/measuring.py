@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ def measure_target(
     target: str,
     said: Mapping[str, Any],
     *,
+    settings: Mapping[str, Any] = MappingProxyType({}),
     progress: Progress = silent,
     say: Callable[[str], None] = print,
 ) -> tuple[CurvatureReport, Path | None]:
@@ -35,6 +37,7 @@ def measure_target(
             checkpoint folder of a run, or a transformers folder or hub id.
         said: Recipe fields, flat, that override the run's own; must name the data for a model that
             is no run.
+        settings: Of `curvature`, over what the recipe says.
         progress: Told how far each stage is.
         say: Told what a user should read.
 
@@ -45,6 +48,7 @@ def measure_target(
     Raises:
         InputError: the target is none of these, or is not whole.
     """
+    settings = {"keep_interrupted": True, **settings}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found, home = _locate(Path(target))
     if found is None or home is None:
@@ -54,7 +58,7 @@ def measure_target(
                 "transformers model, say which data to measure on with --data"
             )
         prepared = prepare(Recipe.from_flat({**said, "model": target}), progress)
-        return measure(prepared, prepared.built.model, device, progress), None
+        return measure(prepared, prepared.built.model, device, progress, **settings), None
     if found.warning:
         say(found.warning)
     recipe = RunDirectory(home).read_recipe().but(pretrain=False, **said)
@@ -62,7 +66,7 @@ def measure_target(
     found.load_model(prepared.built.model)
     whole_run = Path(target).resolve() == home.resolve()
     file = "measure.json" if whole_run else f"measure-{found.folder.name}.json"
-    return measure(prepared, prepared.built.model, device, progress), home / file
+    return measure(prepared, prepared.built.model, device, progress, **settings), home / file
 
 
 def _locate(path: Path) -> tuple[checkpoint.Checkpoint | None, Path | None]:

@@ -131,6 +131,7 @@ def measure(
     model: torch.nn.Module,
     device: torch.device,
     progress: Progress = silent,
+    **settings: Any,
 ) -> CurvatureReport:
     """The curvature of a model's loss on a recipe's training set, as trained on.
 
@@ -139,20 +140,23 @@ def measure(
         model: The weights in question.
         device: Where to compute.
         progress: Told how far each stage is.
+        settings: Of `curvature`, over the recipe's.
     """
     spec = prepared.recipe.measure
-    assert spec.probes is not None
-    assert spec.draws is not None
+    of_recipe = {
+        "sigma": spec.measure_sigma or None,
+        "probes": spec.probes,
+        "draws": spec.draws,
+        "seed": prepared.recipe.loop.seed,
+        "keep_interrupted": False,
+    }
     with fitting_threads(model):
         return curvature(
             model.to(device),
             Supervised(),
             measured_batches(prepared, device),
-            sigma=spec.measure_sigma,
-            probes=spec.probes,
-            draws=spec.draws,
-            seed=prepared.recipe.loop.seed,
             progress=progress,
+            **{**of_recipe, **settings},
         )
 
 
@@ -236,6 +240,7 @@ def _train_and_measure(
 
 def headline(report: CurvatureReport) -> dict[str, float]:
     """The numbers of a curvature report that a comparison is about."""
+    assert report.top_eigenvalue is not None
     numbers = {
         "train_loss": report.loss,
         "hessian_trace": report.trace.value,
