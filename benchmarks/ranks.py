@@ -41,7 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 BANDWIDTHS = (3, 12.5, 50)
-"""GB/s of all-reduce between nodes, per GPU, that the model is drawn for: 25, 100 and 400 Gbit/s."""
+"""GB/s of all-reduce between nodes, per GPU, that the model is drawn for (25 to 400 Gbit/s)."""
 
 
 def network() -> nn.Module:
