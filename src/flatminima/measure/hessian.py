@@ -11,16 +11,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flatminima.errors import InputError, unknown
 from flatminima.measure.batches import Batches, scalar_loss
 from flatminima.measure.differences import Differences
-from flatminima.measure.over_batches import (
-    EachBatch,
-    OverBatches,
-    TwiceError,
-    check_twice,
-    rows_of_derivative,
-)
+from flatminima.measure.forward import ForwardOverReverse
+from flatminima.measure.over_batches import EachBatch, OverBatches
+from flatminima.measure.twice import TwiceError, check_twice, rows_of_derivative
+from flatminima.measure.untouched import RandomState
 from flatminima.objectives import Batch, Objective
 
-BACKENDS = ("auto", "autograd", "differences")
+BACKENDS = ("auto", "autograd", "forward", "differences")
+
+FORWARD_TIMES, DIFFERENCES_TIMES = 3.0, 1.0
+"""See `OverBatches.graph_times`."""
 
 
 class Hessian(OverBatches):
@@ -69,19 +69,37 @@ class Hessian(OverBatches):
         chunk: int = 1,
         eval_mode: bool = True,
         backend: str = "auto",
+        dtype: torch.dtype | None = None,
+        data_parallel: bool = False,
     ) -> None:
-        super().__init__(model, objective, batches, params=params, chunk=chunk, eval_mode=eval_mode)
+        super().__init__(
+            model,
+            objective,
+            batches,
+            params=params,
+            chunk=chunk,
+            eval_mode=eval_mode,
+            dtype=dtype,
+            data_parallel=data_parallel,
+        )
         if backend not in BACKENDS:
             raise unknown("backend", backend, BACKENDS)
         self._may_change = backend == "auto"
-        self._differences = Differences(self._params) if backend == "differences" else None
+        self._forward = ForwardOverReverse(self._params) if backend == "forward" else None
+        self._differences: Differences | None = None
+        if backend == "forward":
+            self.graph_times = FORWARD_TIMES
+        if backend == "differences":
+            self._differ()
 
     @property
     def description(self) -> str:
         """Which matrix it is and how its products are made, in words."""
-        if self._differences is None:
-            return "Hessian, reverse over reverse"
-        return f"Hessian, central differences of gradients{self._differences.steps}"
+        if self._differences is not None:
+            how = f"central differences of gradients{self._differences.steps}"
+        else:
+            how = "reverse over reverse" if self._forward is None else "forward over reverse"
+        return f"Hessian, {how}{self.remarks}"
 
     @property
     def difference_error(self) -> float | None:
@@ -117,8 +135,13 @@ class Hessian(OverBatches):
             # Only before the first product: an operator is one matrix from then on.
             if not self._may_change or self.hvps:
                 raise
-        self._differences = Differences(self._params)
+        self._differ()
         return self.matmat(vectors, each)
+
+    def _differ(self) -> None:
+        """Make products by differences from here on."""
+        self._differences = Differences(self._params)
+        self.graph_times = DIFFERENCES_TIMES
 
     def _settle(self, vectors: Tensor) -> None:
         """Find the step of the differences, once, on the first vector that is not zero."""
@@ -132,14 +155,20 @@ class Hessian(OverBatches):
     def _add_products(self, batch: Batch, count: int, rows: Tensor, products: Tensor) -> Tensor:
         """Add `count` times the products of one batch; returns its loss."""
 
+        # Each evaluation draws what is random anew from the same state.
+        start = RandomState(self.device) if self._look is not None and self._look.random else None
+
         def loss() -> Tensor:
+            if start is not None:
+                start.restore()
             value = scalar_loss(self._model, self._objective, batch)
             if not value.requires_grad:
                 raise InputError("the loss does not depend on the parameters: check the objective")
             return value
 
-        if self._differences is not None:
-            return self._differences.add(loss, self._split(rows), self.blocks, count, products)
+        way = self._differences or self._forward
+        if way is not None:
+            return way.add(loss, self._split(rows), self.blocks, count, products)
         value = loss()
         # A slope that requires a gradient gives every gradient a graph, in which functions without
         # a second derivative show; after a constant slope they would pass for linear ones.
