@@ -22,6 +22,7 @@ from flatminima.measure.noise_stability import (
     smoothed_curvature,
 )
 from flatminima.measure.operators import Dense, LowRank, Operator, Sum
+from flatminima.measure.precision import in_float32
 from flatminima.measure.results import EigenEstimate, Estimate, TraceEstimate
 from flatminima.measure.sharpness import Sharpness, average_sharpness, worst_case_sharpness
 from flatminima.measure.spectrum import SpectralDensity
@@ -63,6 +64,7 @@ __all__ = [
     "dynamical_stability",
     "hessian_diagonal",
     "hessian_trace",
+    "in_float32",
     "layer_bound",
     "noise_stability",
     "pac_bayes_bound",

@@ -19,8 +19,8 @@ from flatminima.objectives import Batch, Objective
 
 BACKENDS = ("auto", "autograd", "forward", "differences")
 
-FORWARD_TIMES, DIFFERENCES_TIMES = 3.0, 1.0
-"""See `OverBatches.graph_times`."""
+DIFFERENCES_TIMES = 1.0
+"""Memory of a gradient; see `OverBatches.graph_times`."""
 
 
 class Hessian(OverBatches):
@@ -35,28 +35,43 @@ class Hessian(OverBatches):
     second derivative. "differences": central differences of gradients,
     $Hv \approx \frac{\|v\|}{2h} [\nabla f(W + h v/\|v\|) - \nabla f(W - h v/\|v\|)]$, 2 gradients a
     product and the memory of one; works wherever a gradient does (fused kernels, cuDNN's recurrent
-    layers, any checkpointing), with the error that `difference_error` states. "auto": autograd, and
-    differences from the moment that torch says it has no second derivative. `description` says
-    which was used.
+    layers, any checkpointing), with the error that `difference_error` states. "forward": exact too,
+    by forward mode over reverse mode, one vector at a time without a graph shared between them; an
+    independent check of autograd. In our measurements (`docs/measuring.md`) it is never cheaper, so
+    nothing chooses it. "auto": autograd, and differences from the moment that torch says it has no
+    second derivative. `description` says which was used, and what of the loss is random.
+
+    Memory, in multiples of what the forward pass of a batch keeps: 3 to 5 for autograd and forward,
+    1 to 1.5 for differences, besides the vectors and their products. Before the first product it is
+    estimated, at the low end, from a forward pass on the first batch, and refused where it does not
+    fit in what is free.
+
+    What the first batch is looked at for, random losses, 16-bit models and `data_parallel`: see
+    `OverBatches`.
 
     Source: Pearlmutter, Fast exact multiplication by the Hessian, 1994.
 
     Args:
-        model: The model, its parameters float32 or float64, on one device.
+        model: The model, on one device; DistributedDataParallel is taken off.
         objective: `(model, batch) -> scalar`, the mean over the batch's samples.
         batches: Batches that can be gone through again and again: a list, a DataLoader. They are
             moved to the model's device.
         params: Which parameters: tensors, or names with wildcards ("encoder.*"); default: all that
             require a gradient.
-        chunk: How many products run vectorized at once. More saves launches where kernels are
-            small on a GPU, multiplies the memory of the backward pass, and gains nothing on a CPU.
+        chunk: How many products run vectorized at once, at most; fewer where memory is short. More
+            saves launches where kernels are small on a GPU, multiplies the memory of the backward
+            pass, and gains nothing on a CPU.
         eval_mode: False leaves the training flags as they are. BatchNorm in training mode then
             makes the samples of a batch depend on each other.
-        backend: "auto", "autograd" or "differences".
+        backend: "auto", "autograd", "forward" or "differences".
+        dtype: torch.float64 computes in double precision whatever the model; None in the model's
+            own type, float32 at least.
+        data_parallel: Whether `batches` are this rank's part, and products are to be summed over
+            the ranks of a `torchrun`.
 
     Raises:
         InputError: no parameter to measure, or of a wrong type (see `free_parameters`); chunk < 1;
-            an unknown backend.
+            an unknown backend; another dtype; data_parallel without a process group.
     """
 
     def __init__(
@@ -87,8 +102,6 @@ class Hessian(OverBatches):
         self._may_change = backend == "auto"
         self._forward = ForwardOverReverse(self._params) if backend == "forward" else None
         self._differences: Differences | None = None
-        if backend == "forward":
-            self.graph_times = FORWARD_TIMES
         if backend == "differences":
             self._differ()
 
@@ -122,8 +135,9 @@ class Hessian(OverBatches):
 
         Raises:
             InputError: wrong shape; bad batches or a bad loss; the batches gave other samples or
-                another loss than at the first product; no second derivative, or differences
-                without a step that can be trusted.
+                another loss than at the first product; a product does not fit in memory; another
+                rank failed; no second derivative, or differences without a step that can be
+                trusted.
         """
         if self._differences is not None:
             self._settle(vectors)
