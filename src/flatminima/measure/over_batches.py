@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -19,6 +18,7 @@ from flatminima.measure.first_look import FirstLook, first_look
 from flatminima.measure.memory import free_bytes, refuse
 from flatminima.measure.precision import Precision
 from flatminima.measure.ranks import Ranks, fingerprint
+from flatminima.measure.seen import Seen, apart, changed, other_samples
 from flatminima.measure.untouched import RandomState, free_parameters, untouched
 from flatminima.objectives import Batch, Objective
 
@@ -27,21 +27,6 @@ EachBatch: TypeAlias = Callable[[int, Tensor], None]
 
 NUMBERS = 5
 """What a rank tells the others at each product."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a pass over the batches met.
-
-    Attributes:
-        loss: The mean loss.
-        samples: How many samples.
-        contents: What they were, where this process read them all.
-    """
-
-    loss: float
-    samples: int
-    contents: Contents | None = None
 
 
 class OverBatches(ABC):
@@ -192,8 +177,8 @@ class OverBatches(ABC):
             seen = self._together(self._ranks, buffer, rows, seen, failure)
         if self._seen is None:
             self._seen = seen
-        elif _apart(self._seen, seen):
-            raise _changed(self._seen, seen, type(self).__name__)
+        elif apart(self._seen, seen):
+            raise changed(self._seen, seen, type(self).__name__)
         self.gradients += 1
         self.hvps += len(rows)
         return products.div_(seen.samples).T
@@ -224,8 +209,8 @@ class OverBatches(ABC):
         seen = Seen(float(losses.value()), losses.samples, contents)
         if self._own is None:
             self._own = seen
-        elif _other_samples(self._own, seen):
-            raise _changed(self._own, seen, type(self).__name__)
+        elif other_samples(self._own, seen):
+            raise changed(self._own, seen, type(self).__name__)
         return seen
 
     def _fit(self, batch: Batch, count: int, rows: int, *, with_own: bool) -> None:
@@ -281,36 +266,3 @@ class OverBatches(ABC):
         for part, where in zip(parts, self.blocks.values(), strict=True):
             if part is not None:
                 into[:, where].add_(part.reshape(len(into), -1), alpha=count)
-
-
-def _apart(first: Seen, now: Seen) -> bool:
-    """Whether losses differ by more than rounding does."""
-    return now.samples != first.samples or (
-        abs(now.loss - first.loss) > 1e-4 * abs(first.loss) + 1e-6
-    )
-
-
-def _other_samples(first: Seen, now: Seen) -> bool:
-    return now.samples != first.samples or (
-        now.contents is not None
-        and first.contents is not None
-        and now.contents.differ(first.contents)
-    )
-
-
-def _changed(first: Seen, now: Seen, name: str) -> InputError:
-    """An error for a pass that differs from the first: its products are of another matrix."""
-    if _other_samples(first, now):
-        mend = (
-            "the batches hold other samples, so give ones that stay the same (no random "
-            "augmentation, no drop_last with shuffle)"
-        )
-    else:
-        mend = (
-            f"the samples are the same, so make a new {name} when the weights have moved, "
-            "and keep the same samples together in a batch if it matters to the loss"
-        )
-    return InputError(
-        f"the loss was {first.loss:.6g} over {first.samples} samples and is now {now.loss:.6g} "
-        f"over {now.samples}: {mend}"
-    )
