@@ -166,6 +166,18 @@ def test_torchs_losses_are_taken_as_they_are():
     assert len({report.trace.value for report in reports}) == 1
 
 
+def test_a_model_of_16_bits_is_measured_in_32():
+    model, (x, y) = mlp()
+    coarse, x = model.bfloat16(), x.bfloat16()
+    before = [p.clone() for p in coarse.parameters()]
+    report = curvature(coarse, cross_entropy, [(x, y)], sigma=0.01)
+    fine = mlp()[0].bfloat16().float()
+    same = curvature(fine, cross_entropy, [(x.float(), y)], sigma=0.01)
+    assert report.trace.value == pytest.approx(same.trace.value, rel=1e-4)
+    assert report.perturbation_gap.value == pytest.approx(same.perturbation_gap.value, rel=1e-2)
+    assert all(torch.equal(a, b) for a, b in zip(before, coarse.parameters(), strict=True))
+
+
 def test_a_model_that_returns_its_own_loss():
     class Own(nn.Module):
         def __init__(self):

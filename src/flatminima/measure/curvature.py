@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from flatminima.errors import InputError
@@ -14,6 +15,7 @@ from flatminima.measure.density import spectral_density
 from flatminima.measure.eigen import top_eigenvalues
 from flatminima.measure.hessian import Hessian
 from flatminima.measure.noise_stability import NoiseStability, noise_stability
+from flatminima.measure.precision import in_float32
 from flatminima.measure.report import PARTS, CurvatureReport
 from flatminima.measure.results import EigenEstimate, Result, TraceEstimate
 from flatminima.measure.spectrum import SpectralDensity
@@ -46,6 +48,8 @@ def curvature(
     draws: int = 50,
     density: bool = False,
     params: Iterable[Tensor] | Iterable[str] | str | None = None,
+    backend: str = "auto",
+    dtype: torch.dtype | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     keep_interrupted: bool = True,
@@ -76,6 +80,9 @@ def curvature(
         density: Whether to measure the density of all eigenvalues too.
         params: Which parameters: tensors, or names with wildcards ("encoder.*"); default: all that
             require a gradient.
+        backend: How products are made, see `Hessian`.
+        dtype: torch.float64 computes in double precision; None in the model's own type, a model of
+            16 bits in float32.
         seed: Of every random number.
         progress: Called with (stage, done, total), the stages "trace", "noise stability",
             "eigenvalues" and "density".
@@ -96,7 +103,7 @@ def curvature(
     # A generator of parameters is wanted more than once.
     chosen: Any = params if params is None or isinstance(params, str) else list(params)
     objective = as_objective(loss)
-    operator = Hessian(model, objective, batches, params=chosen)
+    operator = Hessian(model, objective, batches, params=chosen, backend=backend, dtype=dtype)
     budget = Budget(operator, max_seconds, max_gradients)
     shared: dict[str, Any] = {"seed": seed, "progress": progress}
     kept: dict[str, Any] = {**shared, "keep_interrupted": keep_interrupted}
@@ -111,16 +118,17 @@ def curvature(
 
     def noise() -> NoiseStability:
         number = budget.draws(draws, 2 * len(sigmas), 1 / 3)
-        return noise_stability(
-            model,
-            objective,
-            batches,
-            sigmas=sigmas,
-            draws=number,
-            trace=found["trace"],
-            params=chosen,
-            **shared,
-        )
+        with in_float32(model, objective, batches, dtype) as fine:
+            return noise_stability(
+                model,
+                objective,
+                fine,
+                sigmas=sigmas,
+                draws=number,
+                trace=found["trace"],
+                params=chosen,
+                **shared,
+            )
 
     def top() -> EigenEstimate:
         share = 1 / 2 if density else 1.0
