@@ -91,6 +91,9 @@ def test_an_error_target_takes_as_many_probes_as_it_needs():
     for report, target in ((loose, 0.3), (tight, 0.02)):
         assert report.trace.stderr <= target * abs(report.trace.value)
     assert tight.trace.hvps > loose.trace.hvps
+    assert tight.stopped == "done"
+    missed = curvature(model, cross_entropy, [batch], rel_error=1e-3, probes=20)
+    assert missed.stopped == "budget"
 
 
 @pytest.mark.parametrize("gradients", [60, 200, 1000])

@@ -26,6 +26,9 @@ class Budget:
         max_seconds: Of wall time, or None.
         max_gradients: Of gradients, or None.
 
+    Attributes:
+        short: Whether less could be had than was asked for.
+
     Raises:
         InputError: max_seconds not above 0; max_gradients too few to measure anything.
     """
@@ -40,7 +43,7 @@ class Budget:
         self._operator, self._seconds, self._gradients = operator, max_seconds, max_gradients
         self._start = time.perf_counter()
         self._forwards = 0
-        self._fewer = self._short = False
+        self._fewer = self.short = False
 
     def seconds(self, share: float = 1.0) -> float | None:
         """A share of the seconds left; None without a limit."""
@@ -66,7 +69,7 @@ class Budget:
             pace = self._elapsed() / max(self._spent(), 1.0) * FORWARD
             forwards = min(forwards, left / pace)
         allowed = wanted if forwards > wanted * places else max(2, int((forwards - 1) / places))
-        self._fewer, self._short = False, self._short or allowed < wanted
+        self._fewer, self.short = False, self.short or allowed < wanted
         self._forwards += allowed * places + 1
         return allowed
 
@@ -78,8 +81,8 @@ class Budget:
         """
         reason, exact = getattr(part, "stopped", ""), getattr(part, "stderr", None) == 0
         ran_out = self._fewer and reason in ("probes", "max_steps") and not exact
-        self._short |= ran_out or reason == "max_seconds"
-        return "interrupted" if reason == "interrupted" else "budget" if self._short else "done"
+        self.short |= ran_out or reason == "max_seconds"
+        return "interrupted" if reason == "interrupted" else "budget" if self.short else "done"
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -112,9 +113,12 @@ def curvature(
     def trace() -> TraceEstimate:
         wanted = probes or (PROBES if rel_error is None else MOST_PROBES)
         number, seconds = budget.products(wanted, 1 / 2), budget.seconds(1 / 2)
-        return hessian_trace(
+        estimate = hessian_trace(
             operator, probes=number, rel_error=rel_error, max_seconds=seconds, **kept
         )
+        # As of a trace near 0, which no number of probes finds to a relative error.
+        budget.short |= estimate.stderr > (rel_error or math.inf) * abs(estimate.value)
+        return estimate
 
     def noise() -> NoiseStability:
         number = budget.draws(draws, 2 * len(sigmas), 1 / 3)
