@@ -192,6 +192,11 @@ def test_the_table_of_start_values_is_that_of_the_committed_results():
     assert tables["start_sigma_table"]() in page
 
 
+def test_the_page_on_one_pass_shows_the_committed_results():
+    tables = runpy.run_path(str(ROOT / "benchmarks/readme.py"))
+    assert tables["one_pass_tables"]() in (ROOT / "docs/concepts/one-pass.md").read_text()
+
+
 @pytest.mark.parametrize(
     "name", [path.stem for path in sorted((ROOT / "docs/results").glob("methods-*.json"))]
 )
