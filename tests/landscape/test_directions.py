@@ -159,9 +159,8 @@ def test_interpolation_meets_the_checkpoints_exactly():
     states["c"] = third.state_dict()
     plane = loss_slice(asked, cross_entropy, [batch], through(asked, states), points=9)
     assert [plane.at(0, 0), plane.at(1, 0), plane.at(0, 1)] == losses
-    assert all(
-        torch.equal(p, q) for p, q in zip(asked.parameters(), third.parameters(), strict=True)
-    )
+    home = zip(asked.parameters(), third.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in home)
     assert plane.axes[0].length == pytest.approx(
         sum(
             (p - q).square().sum().item()

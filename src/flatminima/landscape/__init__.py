@@ -12,9 +12,10 @@ from flatminima.landscape.frame import Frame, around, through
 from flatminima.landscape.normalization import Direction, normalized
 from flatminima.landscape.picture import compare_plot
 from flatminima.landscape.result import Axis, Landscape, SliceCurvature
-from flatminima.landscape.slices import loss_slice
+from flatminima.landscape.slices import AnotherSlice, loss_slice
 
 __all__ = [
+    "AnotherSlice",
     "Axis",
     "Direction",
     "Frame",

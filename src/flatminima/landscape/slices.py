@@ -32,6 +32,18 @@ LONG = 60.0
 """Seconds from which on the cost is said although no budget was set."""
 
 
+class AnotherSlice(InputError):
+    """An earlier slice is not of what is to be sliced.
+
+    Args:
+        why: Where they differ.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the earlier slice is of something else: {why}; start anew without it")
+        self.why = why
+
+
 def loss_slice(
     model: nn.Module,
     objective: Objective,
@@ -89,8 +101,8 @@ def loss_slice(
         say: Told the cost where it is more than the budget or a minute. Default: a warning.
 
     Raises:
-        InputError: bad points, radius, spans, budget or batches; a frame of another model; an
-            `earlier` slice of something else.
+        InputError: bad points, radius, spans, budget or batches; a frame of another model.
+        AnotherSlice: `earlier` is a slice of something else.
     """
     _check(batchnorm, at_once, max_seconds)
     gram = lengths(frame)
@@ -246,18 +258,18 @@ def _check_earlier(earlier: Landscape, now: dict[str, Any]) -> None:
     """Refuse to go on with a slice of something else, as far as that shows without evaluating."""
     for what in ("centre", "corners", "batchnorm"):
         if getattr(earlier, what) != now[what]:
-            raise _other(f"its {what} is {getattr(earlier, what)!r}, now {now[what]!r}")
+            raise AnotherSlice(f"its {what} is {getattr(earlier, what)!r}, now {now[what]!r}")
     if len(earlier.axes) != len(now["axes"]):
-        raise _other(f"it has {len(earlier.axes)} axes, now {len(now['axes'])}")
+        raise AnotherSlice(f"it has {len(earlier.axes)} axes, now {len(now['axes'])}")
     for ours, theirs in zip(now["axes"], earlier.axes, strict=True):
         same = np.isclose(ours.length, theirs.length, rtol=1e-4)
         named = (ours.name, ours.normalization, ours.biases)
         if named != (theirs.name, theirs.normalization, theirs.biases) or not same:
-            raise _other(f"it goes along {theirs.name!r}, or further, now {ours.name!r}")
+            raise AnotherSlice(f"it goes along {theirs.name!r}, or further, now {ours.name!r}")
         if len(ours.values) != len(theirs.values) or not np.allclose(ours.values, theirs.values):
-            raise _other("it has other points or another radius")
+            raise AnotherSlice("it has other points or another radius")
     if not np.isclose(earlier.cosine, now["cosine"], atol=1e-3):
-        raise _other("its axes have another angle")
+        raise AnotherSlice("its axes have another angle")
 
 
 def _check_same_place(earlier: Landscape, evaluator: Evaluator) -> None:
@@ -267,11 +279,7 @@ def _check_same_place(earlier: Landscape, evaluator: Evaluator) -> None:
         before = float(earlier.loss[index])
         again = evaluator.scores([_point(earlier.axes, index)])[0, 0].item()
         if not np.isclose(again, before, rtol=1e-3, atol=1e-6):
-            raise _other(f"its loss at a point is {before:.6g}, and now {again:.6g}")
-
-
-def _other(why: str) -> InputError:
-    return InputError(f"the earlier slice is of something else: {why}. Leave it out to start anew")
+            raise AnotherSlice(f"its loss at a point is {before:.6g}, and now {again:.6g}")
 
 
 def _point(axes: tuple[Axis, ...], index: tuple[int, ...]) -> tuple[float, ...]:
