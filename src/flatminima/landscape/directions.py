@@ -119,13 +119,16 @@ def eigen_directions(
             max_steps=max_steps,
             vectors=True,
             seed=seed,
+            keep_interrupted=False,
             progress=progress,
         )
         assert top.vectors is not None
         for value, vector in zip(top.values, top.vectors.T, strict=True):
             # The sign is arbitrary; that of the largest entry makes pictures repeatable.
             vector = vector * vector[vector.abs().argmax()].sign()
-            parts = {n: vector[at].view_as(weights[n]).to(weights[n]) for n, at in _blocks(hessian)}
+            parts = {
+                n: vector[at].view_as(weights[n]).to(weights[n]) for n, at in hessian.blocks.items()
+            }
             raw = Direction(f"eigenvector of {value:.4g}", parts)
             found.append(normalized(raw, weights, normalization, biases))
     return found
@@ -311,10 +314,6 @@ def _check_finite(direction: Direction) -> None:
             raise InputError(
                 f"the {direction.name} of {name!r} is not finite: mend the data or the model"
             )
-
-
-def _blocks(hessian: Hessian) -> Iterable[tuple[str, slice]]:
-    return hessian.blocks.items()
 
 
 def _saved_entries(

@@ -26,7 +26,7 @@ def plot(landscape: Landscape, ax: Any = None, kind: str = "contour") -> Any:
     ax = figure.add_subplot(projection=_projection([landscape], kind))
     mapped = _draw(landscape, ax, kind, _scale([landscape]))
     if mapped is not None:
-        figure.colorbar(mapped, ax=ax, label="loss", shrink=0.8, pad=_pad(kind))
+        _bar(figure, mapped, ax, kind)
     _write(figure, landscape.caption(), 80)
     return ax
 
@@ -79,7 +79,7 @@ def compare_plot(landscapes: Mapping[str, Landscape], kind: str = "contour") -> 
     if flat:
         axes[0][0].legend(fontsize=8)
     if mapped is not None:
-        figure.colorbar(mapped, ax=list(axes[0]), label="loss", shrink=0.8, pad=_pad(kind))
+        _bar(figure, mapped, list(axes[0]), kind)
     lines = ["; ".join(common), *(f"{name}: {words}" for name, words in own.items() if words)]
     _write(figure, "\n".join(lines), int(13 * size[0]))
     return figure
@@ -103,7 +103,7 @@ def _draw(landscape: Landscape, ax: Any, kind: str, scale: Numbers) -> Any:
             across, up, height, cmap="viridis", norm=norm, rstride=1, cstride=1, linewidth=0
         )
         ax.set_zlim(scale[0], scale[-1])
-        ax.set_zlabel("loss", fontsize=8)
+        ax.tick_params(labelsize=7, pad=-1)
         return mapped
     mapped = ax.contourf(across, up, masked, levels=scale, cmap="viridis", norm=norm, extend="max")
     ax.contour(across, up, masked, levels=scale[::2], colors="white", linewidths=0.4, alpha=0.7)
@@ -190,8 +190,9 @@ def _projection(landscapes: list[Landscape], kind: str) -> str | None:
     return "3d" if kind == "surface" and len(landscapes[0].axes) == 2 else None
 
 
-def _pad(kind: str) -> float:
-    return 0.12 if kind == "surface" else 0.02
+def _bar(figure: Any, mapped: Any, axes: Any, kind: str) -> None:
+    pad = 0.12 if kind == "surface" else 0.02
+    figure.colorbar(mapped, ax=axes, label="loss", format="%.3g", shrink=0.8, pad=pad)
 
 
 def _write(figure: Any, text: str, width: int) -> None:

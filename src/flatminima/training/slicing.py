@@ -285,7 +285,7 @@ def _spans(path: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], 
         spans.append((low - margin, high + margin))
     widest = max(high - low for low, high in spans)
     # A path that is almost straight still needs a plane about it.
-    least = widest / 4
+    least = widest / 2
     return tuple(
         (low, high) if high - low >= least else (low - least / 2, high + least / 2)
         for low, high in spans
