@@ -4,10 +4,10 @@
     python -m venv /tmp/peer && /tmp/peer/bin/pip install torch loss-landscapes
     /tmp/peer/bin/python benchmarks/landscape.py --peer
 
-The network of the demo (64-64-64-10, GELU) and 200 samples, one thread, 51 x 51 points. The first
-line measures ours, the second loss-landscapes, each with the samples in one batch; the smallest of five
-repeats counts. Both write into docs/results/landscape.json. This file imports flatminima only for the
-first, so that the peer can have an environment of its own.
+The network of the demo (64-64-64-10, GELU) and 200 samples in one batch, one thread, 51 x 51
+points. The first line measures ours, the second loss-landscapes; the smallest of five repeats
+counts. Both write into docs/results/landscape.json. Only the first imports flatminima, so that the
+peer can have an environment of its own.
 """
 
 from __future__ import annotations

@@ -126,9 +126,8 @@ def eigen_directions(
         for value, vector in zip(top.values, top.vectors.T, strict=True):
             # The sign is arbitrary; that of the largest entry makes pictures repeatable.
             vector = vector * vector[vector.abs().argmax()].sign()
-            parts = {
-                n: vector[at].view_as(weights[n]).to(weights[n]) for n, at in hessian.blocks.items()
-            }
+            pieces = {name: vector[at] for name, at in hessian.blocks.items()}
+            parts = {n: piece.view_as(weights[n]).to(weights[n]) for n, piece in pieces.items()}
             raw = Direction(f"eigenvector of {value:.4g}", parts)
             found.append(normalized(raw, weights, normalization, biases))
     return found
