@@ -5,8 +5,8 @@
     /tmp/peer/bin/python benchmarks/landscape.py --peer
 
 The network of the demo (64-64-64-10, GELU) and 200 samples in one batch, one thread, 51 x 51
-points. The first line measures ours, the second loss-landscapes; the smallest of five repeats
-counts. Both write into docs/results/landscape.json. Only the first imports flatminima, so that the
+points. The first line measures ours, the second loss-landscapes; the smallest of twenty
+repeats counts. Both write into docs/results/landscape.json. Only the first imports flatminima, so that the
 peer can have an environment of its own.
 """
 
@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 FILE = Path(__file__).parents[1] / "docs/results/landscape.json"
-POINTS, SAMPLES, REPEATS = 51, 200, 5
+POINTS, SAMPLES, REPEATS = 51, 200, 20
 
 
 def task() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

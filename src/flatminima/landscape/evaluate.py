@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,6 +17,10 @@ from flatminima.objectives.supervised import inputs_and_targets, logits
 
 READ_AT_ONCE = 64
 """Points evaluated on each batch while it is there, where reading the batches again costs."""
+
+
+BETWEEN_LOOKS = 0.05
+"""Seconds after which losses are fetched and the clock is looked at."""
 
 
 class Evaluator:
@@ -49,33 +53,63 @@ class Evaluator:
         self._mover, self._device, self._batchnorm = mover, device, batchnorm
         self._vectorized = _Vectorized(model, objective, mover) if at_once > 1 else None
         self.samples = 0
-        in_memory = isinstance(batches, Sequence)
-        self.chunk = max(at_once, 1 if in_memory or batchnorm == "recalibrate" else READ_AT_ONCE)
+        self._in_memory = isinstance(batches, Sequence)
         self._at_once = at_once
+        self._kept: list[tuple[Batch, int]] | None = None
+
+    def chunk(self, seconds: float | None) -> int:
+        """How many points to evaluate by one call.
+
+        Args:
+            seconds: What a point took; None before the first.
+        """
+        if not self._in_memory and self._batchnorm != "recalibrate":
+            return max(self._at_once, READ_AT_ONCE)
+        some = 1 if seconds is None else int(BETWEEN_LOOKS / max(seconds, 1e-9))
+        return max(self._at_once, min(some, READ_AT_ONCE))
 
     @torch.no_grad()
     def scores(self, points: Sequence[Point]) -> Tensor:
         """Loss and accuracy at each point, shape (points, 2), float64 on the CPU."""
-        if self._batchnorm == "recalibrate":
-            for point in points:
-                self._mover.go(point)
+        found: list[list[Tensor]] = []
+        counts: list[int] = []
+        if self._in_memory or self._batchnorm == "recalibrate":
+            pieces = [points[i : i + self._at_once] for i in range(0, len(points), self._at_once)]
+        else:
+            pieces = [points]
+        for piece in pieces:
+            if self._batchnorm == "recalibrate":
+                self._mover.go(piece[0])
                 self._recalibrate()
+            for number, (batch, count) in enumerate(self._weighted()):
+                if number == len(found):
+                    found.append([])
+                    counts.append(count)
+                found[number].append(self._on(piece, batch))
         seen = MeanLoss()
-        for batch, count in weighted(self._batches, self._device):
-            if self._vectorized is None:
-                rows = torch.stack([self._at(point, batch) for point in points])
-            else:
-                pieces = [
-                    points[i : i + self._at_once] for i in range(0, len(points), self._at_once)
-                ]
-                rows = torch.cat([self._vectorized(piece, batch) for piece in pieces])
-            seen.add(rows.flatten(), count)
+        for rows, count in zip(found, counts, strict=True):
+            seen.add(torch.cat(rows).flatten(), count)
         self.samples = seen.samples
         return seen.value(finite=False).view(len(points), 2)
 
-    def _at(self, point: Point, batch: Batch) -> Tensor:
-        self._mover.go(point)
-        return loss_and_accuracy(self._model, self._objective, batch)
+    def _weighted(self) -> Iterable[tuple[Batch, int]]:
+        if not self._in_memory or self._device.type != "cpu":
+            return weighted(self._batches, self._device)
+        if self._kept is None:
+            self._kept = list(weighted(self._batches, self._device))
+        return self._kept
+
+    def _on(self, points: Sequence[Point], batch: Batch) -> Tensor:
+        """Loss and accuracy of one batch at some points, shape (points, 2)."""
+        rows = []
+        for start in range(0, len(points), self._at_once):
+            piece = points[start : start + self._at_once]
+            if self._vectorized is not None:
+                rows.append(self._vectorized(piece, batch))
+                continue
+            self._mover.go(piece[0])
+            rows.append(loss_and_accuracy(self._model, self._objective, batch)[None])
+        return torch.cat(rows)
 
     def _recalibrate(self) -> None:
         """Running statistics that are the mean over the batches, each counting the same."""
@@ -84,7 +118,7 @@ class Evaluator:
             norm.reset_running_stats()
             norm.train()
         try:
-            for batch, _ in weighted(self._batches, self._device):
+            for batch, _ in self._weighted():
                 self._objective(self._model, batch)
         finally:
             for norm in norms:
@@ -123,10 +157,7 @@ def loss_and_accuracy(model: nn.Module, objective: Objective, batch: Batch) -> T
     loss = scalar_loss(model, lambda *_: objective.criterion(outputs, targets), batch)
     if targets.is_floating_point() or outputs.ndim != targets.ndim + 1:
         return torch.stack([loss, torch.full_like(loss, torch.nan)])
-    right = outputs.argmax(1) == targets
-    # Where all logits are NaN, argmax would still name a class.
-    accuracy = torch.where(loss.isfinite(), right.to(loss).mean(), torch.nan)
-    return torch.stack([loss, accuracy])
+    return torch.stack([loss, (outputs.argmax(1) == targets).to(loss).mean()])
 
 
 class _Vectorized:

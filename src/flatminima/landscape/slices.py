@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -149,11 +150,13 @@ def loss_slice(
         zero = tuple(axis.zero for axis in axes)
         left = (i for i in coarse_to_fine(shape, zero) if not evaluated[i])
         try:
-            for chunk in _chunks(left, evaluator.chunk):
+            while chunk := list(itertools.islice(left, evaluator.chunk(clock.each))):
                 where = [_point(axes, index) for index in chunk]
-                for index, (value, right) in zip(chunk, evaluator.scores(where), strict=True):
-                    loss[index] = value if value.isfinite() else np.nan
-                    accuracy[index] = right
+                scores = evaluator.scores(where).tolist()
+                for index, (value, right) in zip(chunk, scores, strict=True):
+                    finite = math.isfinite(value)
+                    # Where all logits are NaN, argmax still names a class.
+                    loss[index], accuracy[index] = (value, right) if finite else (np.nan, np.nan)
                     evaluated[index] = True
                 done = int(evaluated.sum())
                 if progress is not None:
@@ -190,13 +193,15 @@ class _Clock:
         self._most, self._say = max_seconds, say
         self._start = time.perf_counter()
         self._said = False
+        self.each: float | None = None
 
     def spent(self, done: int) -> bool:
         seconds = time.perf_counter() - self._start
         made = done - self._before
+        self.each = seconds / made
         if not self._said and (made >= TIMED or seconds > 1):
             self._said = True
-            self._estimate(seconds / made)
+            self._estimate(self.each)
         return self._most is not None and seconds >= self._most
 
     def _estimate(self, each: float) -> None:
@@ -284,11 +289,6 @@ def _check_same_place(earlier: Landscape, evaluator: Evaluator) -> None:
 
 def _point(axes: tuple[Axis, ...], index: tuple[int, ...]) -> tuple[float, ...]:
     return tuple(axis.values[i] for axis, i in zip(axes, index, strict=True))
-
-
-def _chunks(items: Iterator[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:
-    while chunk := list(itertools.islice(items, size)):
-        yield chunk
 
 
 def _warn(text: str) -> None:
