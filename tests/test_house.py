@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "flatminima"
 
-CORE = {"perturb", "objectives", "reparam", "optim", "measure"}
+CORE = {"perturb", "objectives", "reparam", "optim", "measure", "landscape"}
 """Needs torch and numpy only."""
 
 MAY_KNOW = {
@@ -25,6 +25,7 @@ MAY_KNOW = {
     "optim": {"errors"},
     "objectives": {"errors"},
     "measure": {"errors", "progress", "objectives", "perturb"},
+    "landscape": {"errors", "progress", "objectives", "measure"},
     "training": {"errors", "files", "progress", *CORE},
     "integrations": {"errors", "perturb"},
     "study": {"errors", "files", "progress", "training"},

@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flatminima.cli import flags, screen
-from flatminima.errors import InputError, require
 from flatminima.training.recipe import flag
-
-PICTURES = (".png", ".svg", ".pdf")
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -75,9 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.density:
         settings["density"] = True
     if arguments.plot is not None:
-        require("matplotlib", "plot")
-        if arguments.plot.suffix not in PICTURES:
-            raise InputError(f"--plot is {arguments.plot}: give a name in {', '.join(PICTURES)}")
+        flags.check_picture(arguments.plot)
     with screen.progress_bars() as progress:
         report, file = measure_target(
             arguments.target, said, settings=settings, progress=progress, say=screen.say

@@ -160,19 +160,23 @@ def measure(
         )
 
 
-def measured_batches(prepared: Prepared, device: torch.device) -> list[Any]:
+def measured_batches(
+    prepared: Prepared, device: torch.device, batch_size: int | None = None
+) -> list[Any]:
     """The training samples that measures are taken on, chosen by the recipe's seed.
 
     Args:
         prepared: Its recipe says how many, its data which.
         device: Where to have them.
+        batch_size: Samples of a batch. Default: as the recipe trains.
     """
     spec, loop_spec = prepared.recipe.measure, prepared.recipe.loop
     encoded = encode(prepared.data.train, prepared.data, prepared.built.encoding)
     samples = min(len(encoded), spec.measure_samples or len(encoded))
     chosen = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(loop_spec.seed))
+    size = batch_size or loop_spec.batch_size
     part = Subset(encoded, chosen[:samples].sort().values.tolist())
-    return [to_device(batch, device) for batch in loader(part, loop_spec.batch_size)]
+    return [to_device(batch, device) for batch in loader(part, size)]
 
 
 def _train_and_measure(
