@@ -192,6 +192,13 @@ def test_the_table_of_start_values_is_that_of_the_committed_results():
     assert tables["start_sigma_table"]() in page
 
 
+def test_the_page_of_measures_shows_the_committed_results_of_the_live_trace():
+    tables = runpy.run_path(str(ROOT / "benchmarks/readme.py"))
+    page = (ROOT / "docs/measuring.md").read_text()
+    assert tables["live_cost_table"]() in page
+    assert tables["live_run_table"]() in page
+
+
 @pytest.mark.parametrize(
     "name", [path.stem for path in sorted((ROOT / "docs/results").glob("methods-*.json"))]
 )
