@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "flatminima"
 
-CORE = {"perturb", "objectives", "reparam", "optim", "measure"}
+CORE = {"perturb", "objectives", "reparam", "optim", "measure", "landscape"}
 """Needs torch and numpy only."""
 
 MAY_KNOW = {
@@ -25,6 +25,7 @@ MAY_KNOW = {
     "optim": {"errors"},
     "objectives": {"errors"},
     "measure": {"errors", "progress", "objectives", "perturb"},
+    "landscape": {"errors", "progress", "objectives", "measure"},
     "training": {"errors", "files", "progress", *CORE},
     "integrations": {"errors", "perturb"},
     "study": {"errors", "files", "progress", "training"},
@@ -197,6 +198,11 @@ def test_the_page_of_measures_shows_the_committed_results_of_the_live_trace():
     page = (ROOT / "docs/measuring.md").read_text()
     assert tables["live_cost_table"]() in page
     assert tables["live_run_table"]() in page
+
+
+def test_the_page_on_one_pass_shows_the_committed_results():
+    tables = runpy.run_path(str(ROOT / "benchmarks/readme.py"))
+    assert tables["one_pass_tables"]() in (ROOT / "docs/concepts/one-pass.md").read_text()
 
 
 @pytest.mark.parametrize(
