@@ -147,5 +147,3 @@ def peak_bytes(run: Callable[[], None]) -> int:
         alive += event.nbytes()
         most = max(most, alive)
     return most
-
-

@@ -121,7 +121,5 @@ TASKS = {
     "vit-small": Task(
         "ViT-small, 128 x 128 images", 8, _vit, _images(128, 10), torch.optim.AdamW, _ADAMW
     ),
-    "gpt2-small": Task(
-        "GPT-2-small, 128 tokens", 4, _gpt2, _text(128), torch.optim.AdamW, _ADAMW
-    ),
+    "gpt2-small": Task("GPT-2-small, 128 tokens", 4, _gpt2, _text(128), torch.optim.AdamW, _ADAMW),
 }

@@ -16,9 +16,12 @@ NOT_IN_PIECES = """memory='replay' takes noise off weights by drawing it again, 
 whole, contiguous float32 or float64 weights on a CPU, with noise other than 'laplace' and \
 scale='absolute': use memory='exact'"""
 
+NO_COPY = """memory='replay' keeps no copy of W, so nothing tells how far the weights are from \
+it: use memory='exact'"""
+
 
 class Replayed(Weights):
-    """Weights that are moved by drawn noise and moved back by the same draw: no weight-sized buffer.
+    """Weights that drawn noise moves, and the same draw moves back: no weight-sized buffer.
 
     Floating-point addition is not undone by subtraction, so W comes back with an error. A pair adds
     U, then -2 U, then U, and each addition rounds once: with u half the spacing of numbers near 1
@@ -58,8 +61,7 @@ class Replayed(Weights):
         self._add(draws, 1.0)
         self._draws, self._sign = draws, 1.0
 
-    def reflect(self) -> None:
-        """From W + U to W - U."""
+    def _mirror(self) -> None:
         if self._draws is not None:
             self._add(self._draws, -2 * self._sign)
             self._sign = -self._sign
@@ -70,13 +72,13 @@ class Replayed(Weights):
             draws, self._draws = self._draws, None
             self._add(draws, -self._sign)
 
-    def displacements(self) -> Iterator[Tensor]:
-        """The noise as it was drawn, which rounding made of it within u (|W| + |U|)."""
-        for tensor, draw in zip(self._tensors, self._draws or [None] * len(self.slots), strict=True):
-            offset = torch.zeros_like(tensor)
-            if draw is not None:
-                replace(draw, factor=self._sign * draw.factor).add_to(offset)
-            yield offset
+    def positions(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Not open: nothing remembers W.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(NO_COPY)
 
     @property
     def away(self) -> bool:

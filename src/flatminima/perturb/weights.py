@@ -119,6 +119,9 @@ class Weights:
         W - U = 2 W - (W + U) needs neither a second draw nor a copy of U, and mirrors the
         displacement that the floating-point weights really made.
         """
+        self._mirror()  # a plan names this very function, past what a subclass makes of it
+
+    def _mirror(self) -> None:
         if self._home is None:
             return
         torch._foreach_neg_(self._tensors)
