@@ -13,6 +13,10 @@ from flatminima.perturb.drawing import Draw, add_all
 from flatminima.perturb.resolution import Resolution
 from flatminima.perturb.shards import is_sharded, local, sums
 
+TOGETHER = 1 << 20
+"""Numbers from which on a tensor is moved by itself. Smaller ones are moved together: on a GPU a
+launch costs more than they do."""
+
 TINY = torch.finfo(torch.float32).tiny
 """Keeps a division by a norm finite where all gradients are 0."""
 
@@ -85,13 +89,25 @@ class Weights:
     def displace(self, offsets: Iterable[Tensor | None]) -> None:
         """Put each weight at W + offset, offsets in the order of `slots`; None stays at W.
 
-        The offsets are consumed one at a time, so a generator of them needs the memory of one.
+        The offsets are consumed a few at a time, so a generator of them needs the memory of one
+        that is large, and of `TOGETHER` numbers of those that are small.
         """
+        waiting: list[tuple[Tensor, Tensor]] = []
+        numbers = 0
         for tensor, home, offset in zip(self._tensors, self._start(), offsets, strict=True):
-            if offset is not None:
+            if offset is None:
+                continue
+            if self.resolution is not None or offset.layout is not torch.strided:
                 tensor.add_(local(offset))
                 if self.resolution is not None:
                     self.resolution.look(home, tensor, local(offset))
+                continue
+            waiting.append((tensor, local(offset)))
+            numbers += tensor.numel()
+            if numbers >= TOGETHER:
+                _add(waiting)
+                waiting, numbers = [], 0
+        _add(waiting)
         torch.clear_autocast_cache()  # it holds low-precision copies of the weights as they were
 
     @torch.no_grad()
@@ -107,7 +123,8 @@ class Weights:
     def _start(self) -> list[Tensor]:
         """Be at W, of which there is a copy."""
         if self._home is None:
-            self._home = [tensor.clone() for tensor in self._tensors]
+            self._home = [torch.empty_like(tensor) for tensor in self._tensors]
+            torch._foreach_copy_(self._home, self._tensors)
         else:
             torch._foreach_copy_(self._tensors, self._home)
         return self._home
@@ -253,6 +270,13 @@ def _replaced(before: Tensor | None, after: Tensor | None) -> bool:
     if after is None:
         return True
     return not (before.is_sparse or before._is_view() or after._is_view() or after.requires_grad)
+
+
+def _add(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Add to the first of each pair the second, in place."""
+    if pairs:
+        tensors, offsets = zip(*pairs, strict=True)
+        torch._foreach_add_(tensors, offsets)
 
 
 @torch.no_grad()
