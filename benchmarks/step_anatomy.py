@@ -13,7 +13,6 @@ from unittest import mock
 import torch
 from step_contenders import Gradient, Step
 from step_models import Batch, Task
-from torch import nn
 
 from flatminima.perturb import weights
 from flatminima.perturb.buffers import Buffers
@@ -90,7 +89,7 @@ class _Clock:
 
 def anatomy(
     build: Callable[[Gradient, Task], Step],
-    model: nn.Module,
+    gradient: Gradient,
     task: Task,
     batch: Batch,
     rounds: int,
@@ -99,7 +98,7 @@ def anatomy(
 
     Args:
         build: Makes the step.
-        model: The network.
+        gradient: Of the network.
         task: Its base optimizer.
         batch: A whole batch.
         rounds: Steps.
@@ -112,7 +111,7 @@ def anatomy(
                 patches.enter_context(mock.patch.object(owner, name, timed))
         timed = clock.timed("base step", task.base.step)
         patches.enter_context(mock.patch.object(task.base, "step", timed))
-        step = build(Gradient(model, len(batch["labels"])), task)
+        step = build(gradient, task)
         step(batch)
         found = []
         for _ in range(rounds):
@@ -124,13 +123,13 @@ def anatomy(
     return {part: round(ms, 3) for part, ms in medians.items() if ms}
 
 
-def peak_bytes(run: Callable[[], None]) -> int:
+def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
     """The most bytes of tensors that lived at once while a function ran, above those before it.
 
     On a CPU every allocation is read from torch's profiler; scratch memory that the kernels of
     oneDNN and MKL take for themselves is not seen.
     """
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -29,10 +29,13 @@ class Gradient:
     Args:
         model: Its output has a loss.
         samples: In a whole batch.
+        precision: "bf16" runs the forward pass under autocast.
     """
 
-    def __init__(self, model: nn.Module, samples: int) -> None:
+    def __init__(self, model: nn.Module, samples: int, precision: str) -> None:
         self.model = model
+        self._kind = next(model.parameters()).device.type
+        self._lowered = precision == "bf16"
         self.calls = 0
         self.batches = 0.0
         self._samples = samples
@@ -41,7 +44,9 @@ class Gradient:
         """Add the gradient of a part of the batch to `.grad`."""
         self.calls += 1
         self.batches += len(part["labels"]) / self._samples
-        (self.model(**part).loss * weight).backward()
+        with torch.autocast(self._kind, torch.bfloat16, enabled=self._lowered):
+            loss = self.model(**part).loss
+        (loss * weight).backward()
 
 
 @dataclass(frozen=True)
@@ -186,6 +191,7 @@ def contenders() -> list[Contender]:
         ),
         Contender("nso", "NSO", _ours("nso", **nso)),
         Contender("nso, noise='table'", "NSO", _ours("nso", noise="table", **nso)),
+        Contender("nso, memory='replay'", "NSO", _ours("nso", memory="replay", **nso)),
         Contender("nso-one-pass", "one-pass NSO", _ours("nso-one-pass", **nso)),
         Contender(
             "nso-one-pass, noise='table'",

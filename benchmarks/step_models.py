@@ -82,6 +82,10 @@ def _resnet18() -> nn.Module:
     return transformers.ResNetForImageClassification(config)
 
 
+def _resnet50() -> nn.Module:
+    return transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=1000))
+
+
 def _bert() -> nn.Module:
     config = transformers.BertConfig(
         hidden_size=384,
@@ -106,6 +110,11 @@ def _vit() -> nn.Module:
 
 def _gpt2() -> nn.Module:
     return transformers.GPT2LMHeadModel(transformers.GPT2Config())
+
+
+def _gpt2_medium() -> nn.Module:
+    config = transformers.GPT2Config(n_embd=1024, n_layer=24, n_head=16)
+    return transformers.GPT2LMHeadModel(config)
 
 
 _SGD: dict[str, Any] = {"lr": 1e-7, "momentum": 0.9, "weight_decay": 1e-4}

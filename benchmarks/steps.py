@@ -3,11 +3,13 @@
     python benchmarks/steps.py                          # ResNet-18 and a BERT of 23 M weights
     python benchmarks/steps.py vit-small:2 vit-small:16 gpt2-small --minutes 3
     python benchmarks/steps.py --peer nsm=PATH --peer sam=PATH
+    python benchmarks/steps.py resnet-50 gpt2-medium --device cuda --precision bf16
 
 A case is a network, or NETWORK:BATCH_SIZE. All contenders take turns within one process, in a new
 order each round, so what else the machine does falls on all alike; ratios are of medians, with a
 bootstrap interval over rounds. Each case takes `--minutes` (default 4). Cases are added to
-docs/results/steps.json, and `make readme` writes docs/performance.md from it.
+docs/results/steps.json (of a GPU to steps-cuda.json), and `make readme` writes the tables of
+docs/performance.md from it.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +39,27 @@ LEAST_ROUNDS = 5
 DISSECTED = ("nso", "nso, noise='table'", "nso-one-pass", "sam")
 
 
-def compare(name: str, samples: int, minutes: float, peers: Sequence[str]) -> dict[str, Any]:
+def compare(
+    name: str, samples: int, minutes: float, peers: Sequence[str], device: str, precision: str
+) -> dict[str, Any]:
     """One case: every contender on one network."""
     task = TASKS[name]
     torch.manual_seed(0)
-    model, batch = task.build().train(), task.batch(samples)
+    model = task.build().train().to(device)
+    batch = {name: tensor.to(device) for name, tensor in task.batch(samples).items()}
+    taken = partial(Gradient, model, samples, precision)
     rivals = [*contenders(), *map(from_file, peers)]
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    memory = {rival.name: _memory(rival, model, task, batch) for rival in rivals}
-    gradients = {rival.name: Gradient(model, samples) for rival in rivals}
+    memory = {rival.name: _memory(rival, taken(), task, batch) for rival in rivals}
+    gradients = {rival.name: taken() for rival in rivals}
     steps = {rival.name: rival.build(gradients[rival.name], task) for rival in rivals}
     for step in steps.values():
         for _ in range(WARM_UP):
             step(batch)
+            model.zero_grad()
     for gradient in gradients.values():
         gradient.calls, gradient.batches = 0, 0.0
-    wall, cpu = _rounds(steps, batch, 60 * minutes)
+    wall, cpu = _rounds(steps, model, batch, 60 * minutes)
     rounds = len(wall["plain"])
     found = {
         rival.name: {
@@ -71,30 +79,34 @@ def compare(name: str, samples: int, minutes: float, peers: Sequence[str]) -> di
         "samples": samples,
         "weights": sum(p.numel() for p in model.parameters()),
         "base": task.base.__name__,
+        "device": device,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
         "rounds": rounds,
         "contenders": found,
+        # On a GPU the parts of a step run behind the host's back, and cannot be told apart so.
         "anatomy": {
-            rival.name: anatomy(rival.build, model, task, batch, rounds=max(5, rounds // 3))
+            rival.name: anatomy(rival.build, taken(), task, batch, rounds=max(5, rounds // 3))
             for rival in rivals
-            if rival.name in DISSECTED
+            if rival.name in DISSECTED and device == "cpu"
         },
     }
 
 
-def _memory(rival: Contender, model: nn.Module, task: Task, batch: Batch) -> int:
+def _memory(rival: Contender, gradient: Gradient, task: Task, batch: Batch) -> int:
     """Bytes at the peak of a second step, of which the model and the batch are no part."""
 
     def run() -> None:
-        step = rival.build(Gradient(model, len(batch["labels"])), task)
+        step = rival.build(gradient, task)
         step(batch)
         step(batch)
 
-    model.zero_grad()
-    return peak_bytes(run)
+    gradient.model.zero_grad()
+    return peak_bytes(run, next(gradient.model.parameters()).device)
 
 
 def _rounds(
-    steps: dict[str, Step], batch: Batch, seconds: float
+    steps: dict[str, Step], model: nn.Module, batch: Batch, seconds: float
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Wall and CPU seconds of each contender's steps."""
     wall: dict[str, list[float]] = {name: [] for name in steps}
@@ -104,9 +116,10 @@ def _rounds(
     while len(wall["plain"]) < LEAST_ROUNDS or time.perf_counter() - begin < seconds:
         shuffle.shuffle(order)
         for name in order:
-            spent, started = _timed(lambda name=name: steps[name](batch))
+            model.zero_grad()  # some peers leave gradients of zeros behind
+            spent, busy = _timed(lambda name=name: steps[name](batch))
             wall[name].append(spent)
-            cpu[name].append(started)
+            cpu[name].append(busy)
     return wall, cpu
 
 
@@ -140,19 +153,25 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4.0, help="of rounds, for each case")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/steps.json")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="autocast")
+    parser.add_argument("--out", type=Path, help="default: docs/results/steps.json, or -cuda.json")
     arguments = parser.parse_args()
+    device = arguments.device
+    out = arguments.out or ROOT / f"docs/results/steps{'' if device == 'cpu' else '-cuda'}.json"
     torch.set_num_threads(arguments.threads)
-    found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    found = json.loads(out.read_text()) if out.exists() else {}
     for case in arguments.cases:
         name, _, samples = case.partition(":")
         if name not in TASKS:
             raise SystemExit(f"no network {name!r}: choose of {', '.join(TASKS)}")
         size = int(samples) if samples else TASKS[name].batch_size
-        found[f"{name}:{size}"] = compare(name, size, arguments.minutes, arguments.peer)
-        write_json(arguments.out, found)
+        found[f"{name}:{size}"] = compare(
+            name, size, arguments.minutes, arguments.peer, device, arguments.precision
+        )
+        write_json(out, found)
         _show(found[f"{name}:{size}"])
-    write_json(arguments.out.with_name(f"{arguments.out.stem}-environment.json"), environment())
+    write_json(out.with_name(f"{out.stem}-environment.json"), environment())
 
 
 def _show(case: dict[str, Any]) -> None:
