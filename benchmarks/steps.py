@@ -28,6 +28,7 @@ import torch
 from step_anatomy import anatomy, peak_bytes
 from step_contenders import Contender, Gradient, Step, contenders, from_file
 from step_models import TASKS, Batch, Task
+from step_picture import plot
 from torch import nn
 
 from flatminima.files import write_json
@@ -86,7 +87,7 @@ def compare(
         "contenders": found,
         # On a GPU the parts of a step run behind the host's back, and cannot be told apart so.
         "anatomy": {
-            rival.name: anatomy(rival.build, taken(), task, batch, rounds=max(5, rounds // 3))
+            rival.name: anatomy(rival.build, taken(), task, batch, rounds=min(30, rounds))
             for rival in rivals
             if rival.name in DISSECTED and device == "cpu"
         },
@@ -170,8 +171,10 @@ def main() -> None:
             name, size, arguments.minutes, arguments.peer, device, arguments.precision
         )
         write_json(out, found)
+        plot(found, out.with_suffix(".svg"))
         _show(found[f"{name}:{size}"])
-    write_json(out.with_name(f"{out.stem}-environment.json"), environment())
+    machine = {**environment(), "threads": arguments.threads}
+    write_json(out.with_name(f"{out.stem}-environment.json"), machine)
 
 
 def _show(case: dict[str, Any]) -> None:

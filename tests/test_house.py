@@ -205,6 +205,16 @@ def test_the_page_on_one_pass_shows_the_committed_results():
     assert tables["one_pass_tables"]() in (ROOT / "docs/concepts/one-pass.md").read_text()
 
 
+def test_the_page_on_performance_shows_the_committed_results():
+    page = (ROOT / "docs/performance.md").read_text()
+    tables = runpy.run_path(str(ROOT / "benchmarks/pages_performance.py"))["tables"]()
+    for name, table in tables.items():
+        assert f"<!-- {name}: " in page
+        assert table in page, name
+    for picture in re.findall(r"\]\((results/.*?svg)\)", page):
+        assert (ROOT / "docs" / picture).exists()
+
+
 @pytest.mark.parametrize(
     "name", [path.stem for path in sorted((ROOT / "docs/results").glob("methods-*.json"))]
 )
