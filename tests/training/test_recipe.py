@@ -1,11 +1,11 @@
 from dataclasses import fields
 
 import pytest
+import torch
 
 from flatminima.errors import InputError
 from flatminima.training.assemble import for_methods
-from flatminima.training.methods import specialize
-from flatminima.training.methods import perturbed
+from flatminima.training.methods import perturbed, specialize
 from flatminima.training.recipe import Recipe, dump, option_types, parse_method, read
 from flatminima.training.specs import SECTIONS
 
