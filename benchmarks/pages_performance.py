@@ -115,6 +115,7 @@ def _case(case: Mapping[str, Any]) -> str:
             _ratio(row["wall"]),
             _ratio(row["cpu"]),
             f"{row['passes']:g} / {row['gradients']:.2g}",
+            f"{row['page_faults']:,.0f}",
             _mib(row["peak_bytes"]),
             f"{row['copies']:+.2f}",
         ]
@@ -127,6 +128,7 @@ def _case(case: Mapping[str, Any]) -> str:
         "wall / plain",
         "CPU / plain",
         "calls / gradients",
+        "page faults",
         "peak MiB",
         "copies of W over plain",
     ]

@@ -17,8 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def compare(
             model.zero_grad()
     for gradient in gradients.values():
         gradient.calls, gradient.batches = 0, 0.0
-    wall, cpu = _rounds(steps, model, batch, 60 * minutes)
+    wall, cpu, faults = _rounds(steps, model, batch, 60 * minutes)
     rounds = len(wall["plain"])
     found = {
         rival.name: {
@@ -70,6 +71,7 @@ def compare(
             "gradients": gradients[rival.name].batches / rounds,
             "wall": _against(wall[rival.name], wall["plain"]),
             "cpu": _against(cpu[rival.name], cpu["plain"]),
+            "page_faults": float(np.median(faults[rival.name])),
             "peak_bytes": memory[rival.name],
             "copies": (memory[rival.name] - memory["plain"]) / weights,
         }
@@ -108,28 +110,31 @@ def _memory(rival: Contender, gradient: Gradient, task: Task, batch: Batch) -> i
 
 def _rounds(
     steps: dict[str, Step], model: nn.Module, batch: Batch, seconds: float
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Wall and CPU seconds of each contender's steps."""
-    wall: dict[str, list[float]] = {name: [] for name in steps}
-    cpu: dict[str, list[float]] = {name: [] for name in steps}
+) -> tuple[dict[str, list[float]], ...]:
+    """Wall seconds, CPU seconds and page faults of each contender's steps."""
+    found: tuple[dict[str, list[float]], ...] = tuple({n: [] for n in steps} for _ in range(3))
     order, begin = list(steps), time.perf_counter()
     shuffle = random.Random(0)
-    while len(wall["plain"]) < LEAST_ROUNDS or time.perf_counter() - begin < seconds:
+    while len(found[0]["plain"]) < LEAST_ROUNDS or time.perf_counter() - begin < seconds:
         shuffle.shuffle(order)
         for name in order:
             model.zero_grad()  # some peers leave gradients of zeros behind
-            spent, busy = _timed(lambda name=name: steps[name](batch))
-            wall[name].append(spent)
-            cpu[name].append(busy)
-    return wall, cpu
+            for numbers, number in zip(found, _spent(steps[name], batch), strict=True):
+                numbers[name].append(number)
+    return found
 
 
-def _timed(step: Callable[[], None]) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    step()
+def _spent(step: Step, batch: Batch) -> tuple[float, float, int]:
+    """Wall seconds, CPU seconds and page faults of a step."""
+    wall, cpu, faults = time.perf_counter(), time.process_time(), _page_faults()
+    step(batch)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    return time.perf_counter() - wall, time.process_time() - cpu, _page_faults() - faults
+
+
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _against(seconds: list[float], plain: list[float]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from flatminima.perturb.resolution import HALF, Resolution
 from flatminima.perturb.running import Running
 from flatminima.perturb.schedules import Schedule
 from flatminima.perturb.shares import WHOLE, bounds, cut, sample_count
-from flatminima.perturb.weights import Gradients, Slot, Weights, clip
+from flatminima.perturb.weights import Gradients, Slot, Spare, Weights, clip
 from flatminima.perturb.wrapper import Wrapper
 
 NOT_RUN = """step() needs the gradients of this step's passes first. Either
@@ -127,6 +127,7 @@ class Perturbed(Wrapper):
         self._samples: int | None = None
         self._running: Running | None = None
         self._broken_off = False
+        self._spare = Spare()
         self._resolution_checked = False
         self._emptied = True
         self.watcher: Watcher | None = None
@@ -376,7 +377,7 @@ class Perturbed(Wrapper):
 
     def _weights(self, slots: list[Slot], resolution: Resolution | None) -> Weights:
         """What moves the weights, and how they come home."""
-        return Weights(slots, resolution)
+        return Weights(slots, resolution, self._spare)
 
     def _unchecked_resolution(self) -> Resolution | None:
         """Looks at the steps up to the first at full strength, if there are 16-bit weights."""
