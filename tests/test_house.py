@@ -29,7 +29,8 @@ MAY_KNOW = {
     "training": {"errors", "files", "progress", *CORE},
     "integrations": {"errors", "perturb"},
     "study": {"errors", "files", "progress", "training"},
-    "cli": {"errors", "files", "progress", "training", "study", "flatminima", *CORE},
+    "report": {"errors", "files", "study"},
+    "cli": {"errors", "files", "progress", "training", "study", "report", "flatminima", *CORE},
     "__main__": {"cli"},
     "flatminima": {"errors", *CORE},
 }

@@ -24,6 +24,7 @@ from flatminima.training.directory import RunDirectory
 from flatminima.training.evaluate import evaluate, loader, to_device
 from flatminima.training.interrupts import Interrupted
 from flatminima.training.memory import peak_bytes, reset_peak
+from flatminima.training.predictions import Predictions
 from flatminima.training.recipe import Recipe
 from flatminima.training.state import Run, State
 from flatminima.training.threads import fitting_threads
@@ -211,11 +212,13 @@ def _train_and_measure(
             run.companions,
         )
     metrics: dict[str, Any] = {}
+    predictions = Predictions(prepared.data)
     for part, examples in (("test", prepared.data.test), ("validation", prepared.data.validation)):
         if len(examples):
             encoded = encode(examples, prepared.data, prepared.built.encoding)
             batches = loader(encoded, prepared.recipe.loop.batch_size)
-            score = evaluate(model, batches, accelerator.device)
+            saw = predictions.saw if part == "test" else None
+            score = evaluate(model, batches, accelerator.device, saw)
             metrics |= {f"{part}_accuracy": score.accuracy, f"{part}_loss": score.loss}
     report = None
     if prepared.recipe.measure.measure:
@@ -237,6 +240,8 @@ def _train_and_measure(
         "stopped_early": state.stopped_early,
         "curvature": None if report is None else report.to_dict(),
     }
+    if len(prepared.data.test):
+        write_json(directory.path / "predictions.json", predictions.to_dict())
     write_json(directory.path / "results.json", results)
     if not prepared.recipe.loop.keep_checkpoints:
         shutil.rmtree(directory.checkpoints, ignore_errors=True)
