@@ -61,6 +61,7 @@ def scale() -> None:
             "methods": METHODS,
             "seeds": SEEDS,
             "steps": STEPS,
+            "openings": OPENINGS,
             "megabytes": page_file.stat().st_size / 1e6,
             "seconds_to_make": made,
             "seconds_to_open": {"median": statistics.median(opened), "largest": max(opened)},
@@ -129,6 +130,7 @@ def pictures(study: Path) -> None:
         page = chromium.new_page(viewport={"width": 1200, "height": 700})
         page.goto(page_file.as_uri())
         page.get_by_role("tab", name="surface").click()
+        page.mouse.move(0, 0)
         page.wait_for_timeout(4000)
         page.locator("#landscapes").screenshot(path=images / "report-landscapes.png")
 

@@ -201,6 +201,11 @@ def test_the_page_of_measures_shows_the_committed_results_of_the_live_trace():
     assert tables["live_run_table"]() in page
 
 
+def test_the_page_on_reports_shows_the_committed_results():
+    tables = runpy.run_path(str(ROOT / "benchmarks/readme.py"))
+    assert tables["report_size"]() in (ROOT / "docs/report.md").read_text()
+
+
 def test_the_page_on_one_pass_shows_the_committed_results():
     tables = runpy.run_path(str(ROOT / "benchmarks/readme.py"))
     assert tables["one_pass_tables"]() in (ROOT / "docs/concepts/one-pass.md").read_text()

@@ -83,7 +83,7 @@ def test_a_picture_that_is_no_base64_is_not_shown(study):
     file = study / "plain" / "seed-0" / "predictions.json"
     kept = json.loads(file.read_text())
     evil = {"png": 'x" onerror="alert(1)'}
-    kept["examples"] = {key: evil for key in kept["examples"]}
+    kept["examples"] = dict.fromkeys(kept["examples"], evil)
     write(file, kept)
     page = Elements(html(read([study])))
     assert not any("onerror" in attributes for _, attributes in page.found)

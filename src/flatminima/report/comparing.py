@@ -198,7 +198,7 @@ def _cost(study: Study, winner: str, reference: str) -> list[Card]:
         if winner == reference or ratio is None:
             cards.append(Card("gradients", count, winner))
         else:
-            cards.append(Card("gradients", f"{ratio:.3g} x", f"{reference}'s: {count} a run"))
+            cards.append(Card("gradients", f"{ratio:.3g} x {reference}", f"{count} a run"))
     if winner != reference and times.get(winner) and times.get(reference):
         own, other = (mean_ci(list(times[m].values())).mean for m in (winner, reference))
         detail = f"{1000 * own:.3g} ms against {1000 * other:.3g} ms"

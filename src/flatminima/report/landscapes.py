@@ -165,7 +165,6 @@ def _contour(one: Slice, low: float, high: float) -> Figure:
 def _surface(one: Slice, low: float, high: float) -> Figure:
     x, y, _ = _grid(one)
     z = [numbers(row) for row in np.minimum(one.loss, high).T]
-    names = [plain(axis.get("name", "")) for axis in one.told["axes"]]
     return Figure(
         title=_name(one.run),
         caption=f"Turn it with the mouse. Losses above {high:.3g} are drawn as that.",
@@ -183,8 +182,8 @@ def _surface(one: Slice, low: float, high: float) -> Figure:
         ],
         layout={
             "scene": {
-                "xaxis": {"title": {"text": names[0]}},
-                "yaxis": {"title": {"text": names[1]}},
+                "xaxis": {"title": {"text": "first axis"}},
+                "yaxis": {"title": {"text": "second axis"}},
                 "zaxis": {"title": {"text": "loss"}, "range": [low, high]},
                 "aspectmode": "cube",
             },
