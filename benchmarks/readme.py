@@ -199,6 +199,19 @@ def _grid(batches: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {k} | {' | '.join(v)} |" for k, v in rows.items()), ""])
 
 
+def landscape_times() -> str:
+    """What a point of a landscape takes, beside another library."""
+    found = json.loads((ROOT / "docs/results/landscape.json").read_text())
+    lines = ["| library | slice | seconds | microseconds a point |", "| :-- | :-- | --: | --: |"]
+    for library in ("flatminima", "loss-landscapes"):
+        entry = found[library]
+        for slice_, times in entry["slices"].items():
+            cells = [f"{library} {entry['version']}", slice_]
+            cells += [f"{times['seconds']:.2f}", f"{times['microseconds_per_point']:.0f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def report_size() -> str:
     """How large a page is, and how long it takes to open."""
     found = json.loads((ROOT / "docs/results/report.json").read_text())
@@ -247,6 +260,7 @@ if __name__ == "__main__":
     fill(ROOT / "docs/how-to/finding-sigma.md", "start values", start_sigma_table())
     fill(ROOT / "docs/measuring.md", "cost of the live trace", live_cost_table())
     fill(ROOT / "docs/measuring.md", "live trace along runs", live_run_table())
+    fill(ROOT / "docs/landscapes.md", "time of a landscape", landscape_times())
     fill(ROOT / "docs/report.md", "report's size", report_size())
     fill(ROOT / "docs/methods.md", "method cards", method_cards())
     fill(ROOT / "docs/concepts/one-pass.md", "one-pass", one_pass_tables())

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from flatminima.report import html, read, write_report
+from flatminima.report.flatness import flatness
 from report.conftest import write, write_run, write_study
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
@@ -114,6 +115,21 @@ def test_curves_are_means_over_seeds(study):
     steps = [round(10 * at) for at in plain["x"]]
     expected = [2 * 2.718281828 ** (-step / 20) + 0.01 * 2 for step in steps]
     assert plain["y"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_ratios_of_a_spectrum_are_those_that_measuring_says(study):
+    from flatminima.measure import spectral_criteria
+
+    density = json.loads((study / "nso" / "seed-0" / "measure.json").read_text())["density"]
+    expected = spectral_criteria(density["nodes"], density["weights"])
+    shown = next(
+        block
+        for block in flatness(read([study])).blocks
+        if block.kind == "table" and "spectrum" in block.caption
+    )
+    row = next(row for row in shown.rows if row[0].text.startswith("nso"))
+    assert row[1].value == pytest.approx(expected.edge_ratio)
+    assert row[2].value == pytest.approx(expected.mass_ratio)
 
 
 def test_gaps_in_a_landscape_are_drawn_as_gaps_and_counted(study):

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from flatminima.report.blocks import (
-    DASHES,
     MARKERS,
     Block,
     Cell,
@@ -22,6 +19,7 @@ from flatminima.report.blocks import (
 from flatminima.report.comparing import KNOWN
 from flatminima.report.curves import live
 from flatminima.report.reading import Run, Study, finite
+from flatminima.report.spectra import criteria, densities
 from flatminima.study.numbers import with_error
 from flatminima.study.statistics import mean_ci
 
@@ -29,15 +27,6 @@ BARS = ("hessian_trace", "top_eigenvalue", "perturbation_gap")
 
 LAYERS = 12
 """The most layers that are shown."""
-
-GRID = 240
-"""Points of a density."""
-
-WIDTH = 0.01
-"""The standard deviation of a density's kernel, in parts of the range of all eigenvalues."""
-
-FLOOR = 1e-6
-"""The least density that is drawn, in parts of the largest."""
 
 
 def flatness(study: Study) -> Section | None:
@@ -47,9 +36,7 @@ def flatness(study: Study) -> Section | None:
         if figure is not None:
             blocks.append(figure)
     blocks += live(study)
-    bounds = bound(study)
-    if bounds is not None:
-        blocks.append(bounds)
+    blocks += [table for table in (criteria(study), bound(study)) if table is not None]
     return Section("flatness", "Flatness", blocks) if blocks else None
 
 
@@ -155,62 +142,6 @@ def _gap(point: Any) -> tuple[float, float, float, float] | None:
     if any(finite(value) is None for value in found):
         return None
     return (*found, predicted)
-
-
-def densities(study: Study) -> Figure | None:
-    """The densities of the Hessians' eigenvalues, where they were measured."""
-    found = {}
-    for method, by_seed in study.runs.items():
-        for run in by_seed.values():
-            density = run.curvature.get("density")
-            if isinstance(density, Mapping) and (nodes := _quadrature(density)) is not None:
-                found[method] = nodes
-                break
-    if not found:
-        return None
-    low = min(t.min() for t, _ in found.values())
-    high = max(t.max() for t, _ in found.values())
-    width = WIDTH * ((high - low) or 1.0)
-    grid = np.linspace(low - 4 * width, high + 4 * width, GRID)
-    data = []
-    top = 0.0
-    for method, (nodes, weights) in found.items():
-        index = study.methods.index(method)
-        kernel = np.exp(-0.5 * ((grid[:, None] - nodes) / width) ** 2)
-        density = kernel @ weights / (width * np.sqrt(2 * np.pi))
-        top = max(top, float(density.max()))
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "x": numbers(grid),
-                "y": numbers(density),
-                "name": plain(method),
-                "line": {"color": colour(index), "dash": DASHES[index % len(DASHES)]},
-            }
-        )
-    bounds = [float(np.log10(top * FLOOR)), float(np.log10(top)) + 0.2]
-    return Figure(
-        title="Density of the Hessian's eigenvalues",
-        caption="One run a method, by stochastic Lanczos quadrature, smoothed by a normal kernel "
-        "of 1 % of the range. The scale is logarithmic: few eigenvalues are far from 0.",
-        data=data,
-        layout={
-            "xaxis": {"title": {"text": "eigenvalue"}},
-            "yaxis": {"title": {"text": "density"}, "type": "log", "range": bounds},
-        },
-    )
-
-
-def _quadrature(density: Mapping[str, Any]) -> tuple[Any, Any] | None:
-    try:
-        nodes = np.concatenate([np.asarray(row, dtype=float) for row in density["nodes"]])
-        weights = np.concatenate([np.asarray(row, dtype=float) for row in density["weights"]])
-        weights = weights / len(density["nodes"])
-    except (KeyError, TypeError, ValueError):
-        return None
-    whole = nodes.size > 0 and nodes.shape == weights.shape
-    return (nodes, weights) if whole and np.isfinite([nodes, weights]).all() else None
 
 
 def layers(study: Study) -> Figure | None:
