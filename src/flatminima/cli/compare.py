@@ -6,9 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from flatminima.cli import flags, screen
-from flatminima.cli.report import NAME
-from flatminima.errors import InputError
+from flatminima.cli import flags, report, screen
 from flatminima.training.recipe import Recipe
 
 METHODS, SEEDS = "plain,nso-one-pass,nso,sam", 5
@@ -84,17 +82,5 @@ def run(arguments: argparse.Namespace) -> int:
         raise KeyboardInterrupt("stopped; the same command again continues the study") from None
     screen.show(rich_table(summary), rich_table(summary, narrow=True))
     print(f"study directory: {arguments.out}")
-    _report(arguments.out)
+    report.of_study(arguments.out)
     return 1 if summary["failed"] else 0
-
-
-def _report(study: Path) -> None:
-    """Make the study's page; what it lacks must not fail a study that is done."""
-    from flatminima.report import write_report
-
-    try:
-        write_report([study], study / NAME)
-    except InputError as error:
-        screen.say(f"no report: {error}")
-    else:
-        print(f"report: {study / NAME}")

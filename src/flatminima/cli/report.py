@@ -51,3 +51,15 @@ def run(arguments: argparse.Namespace) -> int:
         screen.say(note)
     print(f"report: {out}")
     return 0
+
+
+def of_study(folder: Path) -> None:
+    """Make the page of a study; what it lacks must not fail a study that is done."""
+    from flatminima.report import write_report
+
+    try:
+        write_report([folder], folder / NAME)
+    except InputError as error:
+        screen.say(f"no report: {error}")
+    else:
+        print(f"report: {folder / NAME}")

@@ -16,11 +16,11 @@ from flatminima.objectives import Supervised
 from flatminima.progress import Progress, silent
 from flatminima.training import checkpoint
 from flatminima.training.assemble import Prepared, prepare
+from flatminima.training.curvature import measure
 from flatminima.training.data.encode import encode
 from flatminima.training.directory import RunDirectory
 from flatminima.training.evaluate import loader, to_device
 from flatminima.training.recipe import Recipe
-from flatminima.training.run import measure
 from flatminima.training.threads import fitting_threads
 
 KEPT = {"best": ("best",), "swa": ("averaged",), "ema": ("averaged",)}

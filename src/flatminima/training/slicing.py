@@ -16,10 +16,10 @@ from flatminima.objectives import Supervised
 from flatminima.progress import Progress, silent
 from flatminima.training import checkpoint
 from flatminima.training.assemble import prepare
+from flatminima.training.curvature import measured_batches
 from flatminima.training.directory import RunDirectory
 from flatminima.training.measuring import Target, open_target
 from flatminima.training.processes import own_device
-from flatminima.training.run import measured_batches
 from flatminima.training.threads import fitting_threads
 
 DIRECTIONS = ("random", "eigen", "extremes", "gradient", "optimizer", "trajectory", "between")
