@@ -52,6 +52,7 @@ def test_a_run_leaves_an_open_directory(tmp_path, method):
         "environment.json",
         "data.json",
         "metrics.jsonl",
+        "predictions.json",
         "results.json",
         "checkpoints",
     }
