@@ -110,8 +110,9 @@ class NSO(Perturbed):
             noise (more draws a step, at no cost) or all the same.
         running_statistics: "average" or "clean", as above.
         memory: How weights come home: "exact" from a copy of W, bit for bit (on a CPU the copy's
-            memory is kept for the next step; elsewhere it lives while passes run); "replay" by taking the noise off again, without a copy, within rounding, at two
-            more draws a pair and on a CPU only (see `replaying.Replayed`).
+            memory is kept for the next step; elsewhere it lives while passes run); "replay" by
+            taking the noise off again, without a copy, within rounding, at two more draws a pair
+            and on a CPU only (see `replaying.Replayed`).
         **engine: `schedule`, `interval`, `seed`, `share_masks`, `model`; see `Perturbed`.
 
     Raises:
