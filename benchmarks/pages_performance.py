@@ -28,7 +28,7 @@ def tables() -> dict[str, str]:
         "steps": "\n".join(map(_case, steps.values())),
         "anatomy": "\n".join(_anatomy(case) for case in steps.values()),
         "draw ahead": _ahead(_read("draw-ahead")),
-        "noise table on the digits": _compared(_read("noise-table")),
+        "noise table on the digits": _compared(_read("noise-digits")),
         "ranks": _ranks(_read("ranks")),
     }
 
