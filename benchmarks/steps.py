@@ -172,6 +172,8 @@ def main() -> None:
         if name not in TASKS:
             raise SystemExit(f"no network {name!r}: choose of {', '.join(TASKS)}")
         size = int(samples) if samples else TASKS[name].batch_size
+        if size < 2:
+            raise SystemExit(f"{case}: give at least 2 samples, since one-pass NSO halves them")
         found[f"{name}:{size}"] = compare(
             name, size, arguments.minutes, arguments.peer, device, arguments.precision
         )

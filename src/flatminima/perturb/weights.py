@@ -72,7 +72,7 @@ class Spare:
     """The memory of the copy of W between steps, on a CPU.
 
     There freed memory goes back to the system, which hands it out anew page by page: for a network
-    of 11 M weights 25 000 page faults a step, which cost as much as drawing its noise. A GPU's
+    of 11 M weights 25 000 page faults a step, which cost half as much as drawing its noise. A GPU's
     allocator keeps what it has, so there nothing is held. It is no state: copies of it are empty.
     """
 
