@@ -120,3 +120,14 @@ def test_weights_that_are_no_plain_float_tensors_move_by_the_same_noise():
         passes.close()
     assert torch.equal(*found)
     assert found[0].std().item() == pytest.approx(1, abs=5 / math.sqrt(2 * 1200))
+
+
+@pytest.mark.parametrize("limit", [1, 1000, 1 << 20])
+def test_tensors_that_are_moved_together_move_as_alone(limit):
+    model = network()
+    with (
+        patch("flatminima.perturb.nso.in_pieces", return_value=False),
+        patch("flatminima.perturb.weights.TOGETHER", limit),
+    ):
+        together = moved(model, vectors=False)
+    assert_same_bits(together, moved(model, vectors=False))
