@@ -17,6 +17,7 @@ PICTURES = (".png", ".svg", ".pdf")
 TITLES = {
     "data": "data",
     "model": "model",
+    "objective": "what is minimized",
     "perturb": "where the gradient is taken",
     "optimizer": "optimizer",
     "loop": "training",

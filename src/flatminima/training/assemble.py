@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from flatminima.errors import InputError, require
 from flatminima.measure import LiveTrace
-from flatminima.objectives import Supervised
+from flatminima.objectives import Objective, make_objective, objective_card
 from flatminima.optim import VariationalAdam
 from flatminima.perturb import NSO, Perturbed, card, options
 from flatminima.progress import Progress, silent
@@ -33,10 +33,13 @@ from flatminima.training.methods import (
     strength_schedule,
 )
 from flatminima.training.pretrain import pretrain
-from flatminima.training.recipe import Recipe, parse_method
+from flatminima.training.recipe import Recipe, parse_method, parse_objective
 from flatminima.training.specs import LoopSpec, OptimizerSpec
 from flatminima.training.state import Run
 from flatminima.training.threads import fitting_threads
+
+MIXABLE = {"mixup": ("image", "vector"), "cutmix": ("image",)}
+"""The kinds of data that some objectives are for."""
 
 
 @dataclass
@@ -64,6 +67,7 @@ def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     own_base = card(parse_method(recipe.perturb.perturb)[0]).base
     seed = recipe.loop.seed
     data = load_data(recipe.data, seed, progress)
+    objective(recipe, data)
     name = recipe.model.model or models.default_model(data)
     torch.manual_seed(seed)
     built = models.build(name, data, new_head=recipe.model.new_head)
@@ -117,7 +121,7 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
         model=model,
         optimizer=optimizer,
         scheduler=_lr_scheduler(optimizer, recipe, total, per_epoch),
-        objective=Supervised(),
+        objective=objective(recipe, data),
         train=encode(data.train, data, prepared.built.encoding, augment=True),
         validation=validation,
         spec=recipe.loop,
@@ -131,6 +135,23 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
         average=_average(accelerator.unwrap_model(model), recipe.loop, total, per_epoch),
         meter=_meter(optimizer, recipe.loop) if recipe.loop.live_trace else None,
     )
+
+
+def objective(recipe: Recipe, data: DataSet) -> Objective:
+    """What the recipe minimizes.
+
+    Raises:
+        InputError: no such objective, options that it does not have, or data that it is not for.
+    """
+    name, given = parse_objective(recipe.objective.objective)
+    found = make_objective(name, **given)
+    kinds = MIXABLE.get(objective_card(name).name)
+    if kinds is not None and data.kind not in kinds:
+        raise InputError(
+            f"--objective {name} mixes the numbers of two inputs, and {data.name} holds "
+            f"{data.kind}s: take another, such as label-smoothing"
+        )
+    return found
 
 
 def _meter(optimizer: Perturbed, spec: LoopSpec) -> LiveTrace | None:
@@ -184,6 +205,7 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
         family, random_weights = prepared.built.family, prepared.built.random_weights
         ready = ready.resolved(family, random_weights, card(parse_method(method)[0]).base)
         perturbed(_base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
+        objective(ready, prepared.data)
         if not len(prepared.data.validation):
             _check_choosing(ready, prepared.data)
     return recipes

@@ -19,6 +19,7 @@ from flatminima.training.specs import (
     LoopSpec,
     MeasureSpec,
     ModelSpec,
+    ObjectiveSpec,
     OptimizerSpec,
     PerturbSpec,
 )
@@ -34,6 +35,7 @@ class Recipe:
 
     data: DataSpec = field(default_factory=DataSpec)
     model: ModelSpec = field(default_factory=ModelSpec)
+    objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
     perturb: PerturbSpec = field(default_factory=PerturbSpec)
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     loop: LoopSpec = field(default_factory=LoopSpec)
@@ -144,6 +146,30 @@ def parse_method(asked: str) -> tuple[str, dict[str, Any]]:
         if key in chosen:
             raise InputError(f"{asked!r} sets {key} twice: leave one out")
         chosen[key] = _literal(value)
+    return name, chosen
+
+
+def parse_objective(asked: str) -> tuple[str, dict[str, Any]]:
+    """An objective as users write it: `mixup`, `mixup(alpha=0.4)`.
+
+    Brackets, since the options of a method of a comparison stand between colons:
+    `nso:objective=mixup(alpha=0.4)`.
+
+    Returns:
+        Its name, and its options as numbers, truth values or words.
+
+    Raises:
+        InputError: brackets that do not close, or an option without "=".
+    """
+    name, opened, rest = asked.strip().partition("(")
+    if opened and not rest.endswith(")"):
+        raise InputError(f"{asked!r}: write options as name(option=value), not {asked!r}")
+    chosen: dict[str, Any] = {}
+    for setting in filter(None, rest.removesuffix(")").split(";")):
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"{asked!r}: write options as name(option=value), not {setting!r}")
+        chosen[key.strip()] = _literal(value.strip())
     return name, chosen
 
 
