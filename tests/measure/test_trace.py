@@ -92,6 +92,19 @@ def test_auto_turns_to_hutchinson_where_the_spectrum_is_flat():
     assert (estimate.hvps, estimate.samples) == (80, 70)
 
 
+def test_auto_turns_to_single_probes_where_test_vectors_stop_paying():
+    turn, _ = torch.linalg.qr(symmetric(400))
+    spectrum = torch.cat([torch.full((8,), 100.0), torch.full((392,), 1.0)]).to(DOUBLE)
+    operator = Dense((turn * spectrum) @ turn.T + symmetric(400, 1, 0.3))
+    estimates = [hessian_trace(operator, probes=150, seed=seed) for seed in range(100)]
+    assert all("probes of the rest" in e.method for e in estimates)
+    assert {e.hvps for e in estimates} <= {149, 150}
+    truth = operator.matrix.trace().item()
+    assert sum(abs(e.value - truth) <= 1.96 * e.stderr for e in estimates) >= 89
+    only = hessian_trace(operator, method="xtrace", probes=150)
+    assert estimates[0].stderr < only.stderr
+
+
 def test_auto_multiplies_all_unit_vectors_where_there_are_few():
     model, batch = mlp()
     operator = Hessian(model, cross_entropy, split(batch, 20, 4))
@@ -205,7 +218,8 @@ def test_rel_error_takes_twenty_products_at_least_and_probes_at_most():
     traceless = symmetric(30)
     traceless -= traceless.trace() / 30 * torch.eye(30)
     estimate = hessian_trace(Dense(traceless), probes=25, rel_error=1e-6)
-    assert (estimate.hvps, estimate.stopped) == (25, "probes")
+    # XTrace takes products in pairs.
+    assert (estimate.hvps, estimate.stopped) == (24, "probes")
 
 
 class Slow(Dense):

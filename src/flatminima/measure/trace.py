@@ -93,7 +93,8 @@ def hessian_trace(
         if bound is not None and not bound > 0:
             raise InputError(f"{name} is {bound}: give a number above 0, such as 0.05")
     meter = Meter(operator.device, operator.dtype, operator)
-    probing = _start(operator, method, probes, seed, early=bool(rel_error or max_seconds))
+    early = bool(rel_error or max_seconds)
+    probing = _start(operator, method, probes, seed, early=early, rel_error=rel_error)
     stopped, longest, start = "probes", 0.0, time.perf_counter()
     try:
         while probing.left:
@@ -137,7 +138,15 @@ def hessian_trace(
     )
 
 
-def _start(operator: Operator, method: str, probes: int, seed: int, *, early: bool) -> Probing:
+def _start(
+    operator: Operator,
+    method: str,
+    probes: int,
+    seed: int,
+    *,
+    early: bool,
+    rel_error: float | None,
+) -> Probing:
     n = operator.shape[0]
     if method == "hutchinson":
         return Hutchinson(operator, probes, seed)
@@ -146,7 +155,7 @@ def _start(operator: Operator, method: str, probes: int, seed: int, *, early: bo
             return Exact(operator, n, seed)
         if probes < FEWEST or 2 * probes * n * operator.dtype.itemsize > XTRACE_BYTES:
             return Hutchinson(operator, probes, seed)
-        return XTrace(operator, min(probes, n), seed, may_change=True)
+        return XTrace(operator, min(probes, n), seed, may_change=True, rel_error=rel_error)
     # Half the dimension in test vectors leaves nothing to probe.
     budget = min(probes, n)
     if budget < LEAST[method]:

@@ -1,0 +1,310 @@
+"""Time, products and memory of curvature measures, beside the other libraries' in one process.
+
+    python benchmarks/measure.py
+
+One thread, about 12 minutes. Libraries that are not installed are left out. Writes
+docs/results/measure.json and, beside it, the machine; `make readme` makes the docs' tables.
+
+Seconds are CPU seconds of the process, which other work on the machine moves little; the repeats of
+a row go round the libraries in turn. All estimators of the trace are unbiased, so the error of one
+at a number of products is its standard deviation over seeds, by the mean over all libraries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure_libraries import LIBRARIES, Flatminima, PyHessian, installed
+from measure_memory import TASKS as MEMORY_TASKS
+from measure_subjects import NETWORKS, Subject, subject
+from torch import nn
+
+from flatminima.files import write_json
+from flatminima.measure import Hessian, hessian_trace
+from flatminima.objectives import Supervised
+from flatminima.training.directory import _version, environment
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs/results"
+TARGETS = (0.05, 0.01)
+SEEDS, REPEATS = 8, 5
+MOST_PRODUCTS = 600
+PROBES_TIMED = 40
+EIGENVALUES, EIGEN_ERROR = (1, 20), 1e-3
+PEERS = ("curvlinops-for-pytorch", "hessian-eigenthings", "PyHessian", "scipy")
+
+
+def measure(name: str, libraries: list[str]) -> dict[str, Any]:
+    """All rows of one network."""
+    network = subject(name)
+    made = {library: LIBRARIES[library][0](network) for library in libraries}
+    for one in made.values():  # what is slow only once
+        one.trace(12, 0)
+    return {
+        "parameters": network.parameters,
+        "samples": sum(len(y) for _, y in network.batches),
+        "batches": len(network.batches),
+        "accuracy": network.accuracy,
+        "loss": network.loss,
+        "product_errors": product_errors(network, made),
+        "gradient_seconds": spread([clocked(lambda: gradient(network)) for _ in range(9)]),
+        **traces(made),
+        "stop_rules": stop_rules(made),
+        "eigenvalues": {str(k): eigenvalues(made, k) for k in EIGENVALUES},
+        "memory": memory(name, libraries),
+    }
+
+
+def product_errors(network: Subject, made: dict[str, Any]) -> dict[str, float]:
+    """How far the product with a random vector is from the one in float64, relative to it."""
+    double = [(x.double() if x.is_floating_point() else x, y) for x, y in network.batches]
+    exact = Hessian(copy.deepcopy(network.model).double(), Supervised(), double)
+    vector = torch.randn(exact.shape[0], generator=torch.Generator().manual_seed(0))
+    truth = exact.matmat(vector.double()[:, None])[:, 0]
+    return {
+        library: ((one.product(vector).double() - truth).norm() / truth.norm()).item()
+        for library, one in made.items()
+    }
+
+
+def traces(made: dict[str, Any]) -> dict[str, Any]:
+    """How many products each needs for an error, and their time."""
+    found: dict[str, dict[int, list[float]]] = {library: {} for library in made}
+    needed: dict[str, dict[float, int | None]] = {}
+    for library, one in made.items():
+        needed[library] = products_needed(one, found[library])
+    values = [value for runs in found.values() for row in runs.values() for value in row]
+    rows = []
+    for target in TARGETS:
+        counts = {library: row[target] for library, row in needed.items()}
+        rows.append({"target": target, "libraries": timed_traces(made, counts)})
+    return {
+        "trace": statistics.median(values),
+        "trace_errors": {
+            library: {str(m): relative_deviation(row) for m, row in sorted(runs.items())}
+            for library, runs in found.items()
+        },
+        "trace_rows": rows,
+    }
+
+
+def products_needed(one: Any, runs: dict[int, list[float]]) -> dict[float, int | None]:
+    """Products until the deviation over seeds is below each target; None if too many."""
+    if isinstance(one, PyHessian):
+        # Independent probes: their number follows from the deviation of one.
+        forms = one.forms(200, seed=0, tol=-math.inf)
+        runs[1] = forms
+        return {t: math.ceil((relative_deviation(forms) / t) ** 2) for t in TARGETS}
+
+    def error(m: int) -> float:
+        if m not in runs:
+            runs[m] = [one.trace(m, seed) for seed in range(SEEDS)]
+        return relative_deviation(runs[m])
+
+    return {target: _search(error, target, one.multiple) for target in TARGETS}
+
+
+def _search(error: Callable[[int], float], target: float, multiple: int) -> int | None:
+    low, high, m = None, None, 24
+    while high is None or low is None or high > 1.5 * low:
+        if error(m) <= target:
+            high, guess = m, m / 2 if low is None else math.sqrt(m * low)
+        else:
+            low, guess = m, m * 2 if high is None else math.sqrt(m * high)
+        if low is not None and low >= MOST_PRODUCTS:
+            return None
+        if high is not None and high <= 12:
+            return high
+        m = round(guess / multiple) * multiple
+        if m in (low, high):
+            break
+    # Between the two on the line in logarithms.
+    slope = math.log(error(high) / error(low)) / math.log(high / low)
+    m = low * (target / error(low)) ** (1 / slope) if slope < 0 else high
+    return math.ceil(m / multiple) * multiple
+
+
+def timed_traces(made: dict[str, Any], counts: dict[str, int | None]) -> dict[str, Any]:
+    """The seconds of each library's number of products; of independent probes, scaled."""
+    scales, seconds = {}, {library: [] for library in made}
+    gradients: dict[str, int] = {}
+    for repeat in range(REPEATS):
+        for library, one in made.items():
+            m = counts[library]
+            if m is None:
+                continue
+            run = min(m, PROBES_TIMED) if isinstance(one, PyHessian) else m
+            scales[library] = m / run
+            before = one.gradients
+            taken = clocked(lambda one=one, run=run, seed=repeat: one.trace(run, seed))
+            gradients[library] = round((one.gradients - before) * m / run)
+            seconds[library].append(taken * m / run)
+    return {
+        library: {
+            "method": one.trace_method,
+            "products": counts[library],
+            "gradients": gradients.get(library),
+            "seconds": spread(seconds[library]) if seconds[library] else None,
+            "scaled": scales.get(library, 1) > 1,
+        }
+        for library, one in made.items()
+    }
+
+
+def stop_rules(made: dict[str, Any]) -> dict[str, Any]:
+    """What comes out where the library itself says when to stop."""
+    rules: dict[str, Callable[[int], tuple[float, int]]] = {}
+    ours = made.get("flatminima")
+    for asked in TARGETS if isinstance(ours, Flatminima) else ():
+
+        def until(seed: int, asked: float = asked) -> tuple[float, int]:
+            run = hessian_trace(ours.operator, probes=2000, rel_error=asked, seed=seed)
+            return run.value, run.hvps
+
+        rules[f"flatminima, rel_error={asked:g}"] = until
+    if "PyHessian" in made:
+
+        def settled(seed: int) -> tuple[float, int]:
+            forms = made["PyHessian"].forms(1000, seed, tol=1e-3)
+            return float(np.mean(forms)), len(forms)
+
+        rules["PyHessian, tol=1e-3"] = settled
+    return {rule: _ruled(run) for rule, run in rules.items()}
+
+
+def _ruled(run: Callable[[int], tuple[float, int]]) -> dict[str, Any]:
+    values, products, seconds = [], [], []
+    for seed in range(SEEDS):
+        start = time.process_time()
+        value, made = run(seed)
+        seconds.append(time.process_time() - start)
+        values.append(value)
+        products.append(made)
+    return {
+        "values": values,
+        "products": statistics.median(products),
+        "seconds": spread(seconds),
+        "error": relative_deviation(values),
+    }
+
+
+def eigenvalues(made: dict[str, Any], k: int) -> dict[str, Any]:
+    """The time at the cheapest setting that is right for every seed, and at the default one."""
+    seeds = range(5 if k == 1 else 3)
+    truth = made["flatminima"].eigenvalues(k, 1e-5, seed=1000)
+    found: dict[str, Any] = {}
+    for library, one in made.items():
+        slow = isinstance(one, PyHessian) and k > 1
+        tried = {}
+        for setting in dict.fromkeys((*one.settings, one.default)):
+            runs = [_eigen_run(one, k, setting, seed, truth) for seed in seeds[: 1 if slow else 5]]
+            tried[setting] = {
+                "products": statistics.median(run[1] for run in runs),
+                "gradients": statistics.median(run[2] for run in runs),
+                "seconds": spread([run[0] for run in runs]),
+                "error": max(run[3] for run in runs),
+            }
+            done = any(row["error"] <= EIGEN_ERROR for row in tried.values())
+            if done and one.default in tried:
+                break
+        right = [s for s, row in tried.items() if row["error"] <= EIGEN_ERROR]
+        found[library] = {
+            "method": one.eigen_method,
+            "reached": right[0] if right else None,
+            "default": one.default,
+            "tried": {f"{setting:g}": row for setting, row in tried.items()},
+        }
+    # Once more in turn, for the times that are compared.
+    for _ in range(REPEATS - 2):
+        for library, one in made.items():
+            setting = found[library]["reached"]
+            if setting is not None and not (isinstance(one, PyHessian) and k > 1):
+                row = found[library]["tried"][f"{setting:g}"]
+                row["repeats"] = [
+                    *row.get("repeats", []),
+                    clocked(lambda one=one, setting=setting: one.eigenvalues(k, setting, 0)),
+                ]
+    for row in (row for entry in found.values() for row in entry["tried"].values()):
+        if "repeats" in row:
+            row["seconds"] = spread(row.pop("repeats"))
+    return {"values": truth.tolist(), "libraries": found}
+
+
+def _eigen_run(
+    one: Any, k: int, setting: float, seed: int, truth: torch.Tensor
+) -> tuple[float, int, int, float]:
+    products, gradients, start = one.products, one.gradients, time.process_time()
+    values = one.eigenvalues(k, setting, seed).double()
+    seconds = time.process_time() - start
+    error = ((values - truth) / truth).abs().max().item()
+    return seconds, one.products - products, one.gradients - gradients, error
+
+
+def memory(name: str, libraries: list[str]) -> dict[str, int | None]:
+    """Resident bytes beyond the model and its data, each in a process of its own."""
+    file = str(Path(__file__).with_name("measure_memory.py"))
+    found: dict[str, int | None] = {}
+    for task, needs in MEMORY_TASKS.items():
+        if needs is not None and needs not in libraries:
+            continue
+        command = [sys.executable, file, name, task]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found[task] = int(done.stdout) if done.returncode == 0 else None
+        if done.returncode:
+            print(f"memory of {name}, {task}: {done.stderr.splitlines()[-1]}", file=sys.stderr)
+    return found
+
+
+def gradient(network: Subject) -> None:
+    for x, y in network.batches:
+        loss = nn.functional.cross_entropy(network.model(x), y)
+        torch.autograd.grad(loss, list(network.model.parameters()))
+
+
+def clocked(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(seconds), "low": min(seconds), "high": max(seconds)}
+
+
+def relative_deviation(values: list[float]) -> float:
+    return statistics.stdev(values) / abs(statistics.mean(values))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    # Others' warnings, on every product.
+    warnings.filterwarnings("ignore", message="Using backward.. with create_graph")
+    libraries = installed()
+    file = RESULTS / "measure.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    for name in arguments.networks:
+        found[name] = measure(name, libraries)
+        write_json(file, found)
+    machine = environment()
+    machine["packages"] |= {name: _version(name) for name in PEERS}
+    write_json(RESULTS / "measure-environment.json", machine)
+
+
+if __name__ == "__main__":
+    main()
