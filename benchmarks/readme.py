@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from flatminima.perturb import Card, cards
-from flatminima.study import markdown_table, paired
-from flatminima.study.numbers import difference
+from flatminima.study import markdown_table, mean_ci, paired
+from flatminima.study.numbers import difference, with_error
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,6 +78,68 @@ def _start_row(task: str, result: Mapping[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def one_pass_tables() -> str:
+    """What one-pass NSO does beside its relatives, by task and batch size."""
+    parts = []
+    for task, title in (("digits", "The digits"), ("pydocs", "Docstrings, a small BERT")):
+        found = json.loads((ROOT / f"docs/results/one-pass-{task}.json").read_text())
+        parts.append(f"### {title}, {found['epochs']} epochs\n")
+        gains, pairs = _one_pass_rows(found)
+        parts += [_grid(list(found["batches"]), gains), _grid(list(found["batches"]), pairs)]
+    sensing = json.loads((ROOT / "docs/results/one-pass-matrix-sensing.json").read_text())
+    lines = ["### Matrix sensing\n", "| method | gradients | normalized test error |"]
+    lines.append("| :-- | --: | --: |")
+    for method, values in sensing["methods"].items():
+        twice = method in ("one-point x2", "paired")
+        numbers = mean_ci(values)
+        gradients = sensing["iterations"] * (2 if twice else 1)
+        lines.append(f"| {method} | {gradients} | {with_error(numbers.mean, numbers.interval)} |")
+    return "\n".join([*parts, *lines, ""])
+
+
+def _one_pass_rows(found: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Gains over plain training, and over pairs, a cell for each batch size."""
+    gains: dict[str, list[str]] = {}
+    pairs: dict[str, list[str]] = {}
+    for groups in found["batches"].values():
+        chosen = {group: _by_the_others(methods) for group, methods in groups.items()}
+        plain = mean_ci(list(chosen["plain"].values()))
+        cell = with_error(plain.mean, plain.interval, scale=100)
+        gains.setdefault("plain (accuracy, %)", []).append(cell)
+        for group in list(chosen)[1:]:
+            gains.setdefault(group, []).append(_points(chosen[group], chosen["plain"]))
+        for group, other in (
+            ("split", "paired"),
+            ("split", "paired/2"),
+            ("split", "one-point"),
+            ("split", "alternate"),
+        ):
+            row = pairs.setdefault(f"{group} - {other}", [])
+            row.append(_points(chosen[group], chosen[other]))
+    return gains, pairs
+
+
+def _by_the_others(methods: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[int, float]:
+    """A seed's accuracy at the sigma that is best on the mean of all other seeds."""
+    rows = [found["test_accuracy"] for found in methods.values()]
+    return {
+        seed: max(rows, key=lambda row: sum(row) - row[seed])[seed] for seed in range(len(rows[0]))
+    }
+
+
+def _points(values: Mapping[int, float], reference: Mapping[int, float]) -> str:
+    pair = paired(values, reference)
+    return difference(pair.difference, pair.t_interval, scale=100)
+
+
+def _grid(batches: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    lines = [
+        f"| points, by batch size | {' | '.join(batches)} |",
+        "| :-- |" + " --: |" * len(batches),
+    ]
+    return "\n".join([*lines, *(f"| {k} | {' | '.join(v)} |" for k, v in rows.items()), ""])
+
+
 def method_cards() -> str:
     """A section for each method."""
     return "\n".join(_section(card) for card in cards())
@@ -112,5 +174,6 @@ if __name__ == "__main__":
     fill(ROOT / "README.md", "demo table", demo_table())
     fill(ROOT / "docs/how-to/finding-sigma.md", "start values", start_sigma_table())
     fill(ROOT / "docs/methods.md", "method cards", method_cards())
+    fill(ROOT / "docs/concepts/one-pass.md", "one-pass", one_pass_tables())
     for name, references in COMPARISONS.items():
         fill(ROOT / "docs/comparison.md", name, comparison(name, references))

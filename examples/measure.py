@@ -19,5 +19,5 @@ for _ in range(20):
         torch.nn.functional.cross_entropy(model(inputs), targets).backward()
         optimizer.step()
 
-report = flatminima.curvature(model, flatminima.Supervised(), batches, sigma=0.02)
+report = flatminima.curvature(model, torch.nn.CrossEntropyLoss(), batches, sigma=0.02)
 print(report)

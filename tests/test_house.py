@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "flatminima"
 
-CORE = {"perturb", "objectives", "reparam", "optim", "measure"}
+CORE = {"perturb", "objectives", "reparam", "optim", "measure", "landscape"}
 """Needs torch and numpy only."""
 
 MAY_KNOW = {
@@ -25,6 +25,7 @@ MAY_KNOW = {
     "optim": {"errors"},
     "objectives": {"errors"},
     "measure": {"errors", "progress", "objectives", "perturb"},
+    "landscape": {"errors", "progress", "objectives", "measure"},
     "training": {"errors", "files", "progress", *CORE},
     "integrations": {"errors", "perturb"},
     "study": {"errors", "files", "progress", "training"},
@@ -190,6 +191,11 @@ def test_the_table_of_start_values_is_that_of_the_committed_results():
     tables = runpy.run_path(str(ROOT / "benchmarks/readme.py"))
     page = (ROOT / "docs/how-to/finding-sigma.md").read_text()
     assert tables["start_sigma_table"]() in page
+
+
+def test_the_page_on_one_pass_shows_the_committed_results():
+    tables = runpy.run_path(str(ROOT / "benchmarks/readme.py"))
+    assert tables["one_pass_tables"]() in (ROOT / "docs/concepts/one-pass.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,47 @@ def test_measuring_a_run_gives_its_own_numbers_again(tmp_path, capsys):
     assert again["loss"] == pytest.approx(at_the_end["loss"], rel=1e-6)
 
 
+def test_measuring_to_an_error_within_a_budget_with_a_picture(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    out, plot = tmp_path / "a", tmp_path / "flatness.png"
+    run(capsys, "finetune", *RUN, "--no-measure", "--out", out)
+    asked = ["--rel-error", "0.1", "--eigenvalues", "3", "--density", "--params", "1.*"]
+    asked += ["--sigmas", "0.05,0.1"]
+    code, printed, errors = run(capsys, "measure", out, *asked, "--plot", plot)
+    assert (code, errors) == (0, "")
+    report = json.loads((out / "measure.json").read_text())
+    assert report["trace"]["stopped"] == "rel_error"
+    assert report["trace"]["stderr"] <= 0.1 * abs(report["trace"]["value"])
+    assert len(report["top_eigenvalue"]["values"]) == 3
+    assert [p["sigma"] for p in report["noise_stability"]["points"]] == [0.05, 0.1]
+    assert report["density"] is not None
+    assert list(report["trace"]["blocks"]) == ["1.weight", "1.bias"]
+    assert "negative/positive mass" in printed
+    assert plot.stat().st_size > 5000
+    code, printed, _ = run(capsys, "measure", out, "--probes", "5000", "--max-gradients", "100")
+    assert code == 0
+    assert "stopped early: budget" in printed
+
+
+def test_ctrl_c_while_measuring_keeps_what_there_is(tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "a"
+    run(capsys, "finetune", *RUN, "--no-measure", "--out", out)
+    run(capsys, "measure", out)
+    whole = (out / "measure.json").read_text()
+    module = sys.modules["flatminima.measure.curvature"]
+    monkeypatch.setattr(module, "top_eigenvalues", interrupted)
+    code, printed, _ = run(capsys, "measure", out)
+    assert code == 130
+    assert "stopped early: interrupted" in printed
+    assert (out / "measure.json").read_text() == whole
+    partial = json.loads((out / "measure-partial.json").read_text())
+    assert partial["trace"]["value"] == json.loads(whole)["trace"]["value"]
+    assert partial["top_eigenvalue"] is None
+
+
 def test_compare(tmp_path, capsys):
     arguments = ["compare", "--perturb", "plain,nso:sigma=0.2,sam", "--seeds", "2", *RUN]
     code, printed, errors = run(capsys, *arguments, "--out", tmp_path / "b")

@@ -44,9 +44,9 @@ class Attention(nn.Module):
         return self.query, self.key, self.value
 
 
-def mlp(samples: int = 24) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+def mlp(samples: int = 24, hidden: int = 6) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 3)).to(DOUBLE)
+    model = nn.Sequential(nn.Linear(5, hidden), nn.GELU(), nn.Linear(hidden, 3)).to(DOUBLE)
     return model, (torch.randn(samples, 5, dtype=DOUBLE), torch.arange(samples) % 3)
 
 

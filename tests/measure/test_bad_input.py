@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from flatminima.errors import InputError
 from flatminima.measure import Hessian, curvature, hessian_trace, perturbation_gap
@@ -76,9 +77,7 @@ def test_a_loss_without_parameters():
 @both
 def test_parameters(measure):
     model, batch = mlp()
-    with pytest.raises(InputError, match=r"torch.bfloat16, too coarse .* copy.deepcopy"):
-        measure(model.bfloat16(), cross_entropy, [batch])
-    model.double()[0].float()
+    model[0].float()
     with pytest.raises(InputError, match="several dtypes"):
         measure(model, cross_entropy, [batch])
     with pytest.raises(InputError, match="no parameter of the model requires a gradient"):
@@ -92,6 +91,50 @@ def test_chosen_parameters():
     model[0].weight.requires_grad_(False)
     with pytest.raises(InputError, match=r"'0.weight' does not require"):
         Hessian(model, cross_entropy, [batch], params=model.parameters())
+
+
+def test_parameters_that_have_no_derivative():
+    model, batch = mlp()
+    model.steps = nn.Parameter(torch.arange(3), requires_grad=False)
+    assert "steps" not in Hessian(model, cross_entropy, [batch]).blocks
+    with pytest.raises(InputError, match=r"'steps' is torch.int64, which has no derivative: leave"):
+        Hessian(model, cross_entropy, [batch], params=[model.steps])
+    with pytest.raises(InputError, match=r"'steps' matches only what does not require a gradient"):
+        Hessian(model, cross_entropy, [batch], params="steps")
+
+
+def test_the_ways_to_choose_parameters():
+    model, batch = mlp()
+    with pytest.raises(InputError, match="params is empty: leave it out"):
+        Hessian(model, cross_entropy, [batch], params=[])
+    with pytest.raises(InputError, match="names and tensors: give one or the other"):
+        Hessian(model, cross_entropy, [batch], params=["0.*", model[2].bias])
+    for one in ("2.bias", model[2].bias, iter(["2.bias"]), (p for p in [model[2].bias])):
+        assert list(Hessian(model, cross_entropy, [batch], params=one).blocks) == ["2.bias"]
+
+
+def test_an_empty_loader():
+    model, batch = mlp()
+    loader = DataLoader(TensorDataset(batch[0][:3], batch[1][:3]), batch_size=8, drop_last=True)
+    with pytest.raises(InputError, match="batches is empty"):
+        by_hessian(model, cross_entropy, loader)
+
+
+@pytest.mark.parametrize("cut", [lambda z: z.detach(), lambda z: z.argmax(1).double()])
+def test_a_loss_cut_off_from_the_parameters(cut):
+    model, batch = mlp()
+    with pytest.raises(InputError, match="does not depend on the parameters: check"):
+        by_hessian(model, lambda m, b: cut(m(b[0])).mean(), [batch])
+
+
+@pytest.mark.parametrize("backend", ["autograd", "forward", "differences"])
+def test_a_loss_that_is_not_a_number_only_in_the_second_batch(backend):
+    model, batch = mlp()
+    batches = split(batch, 12, 12)
+    batches[1][0][0] = float("inf")
+    operator = Hessian(model, cross_entropy, batches, backend=backend)
+    with pytest.raises(InputError, match=r"loss of batch 1 \(counting from 0\) is nan"):
+        operator.matmat(torch.ones(57, 1))
 
 
 def test_curvature_looks_at_its_arguments_first():

@@ -2,23 +2,20 @@ import json
 import math
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatminima.measure import (
-    CurvatureReport,
     Dense,
     EigenEstimate,
     Estimate,
     TraceEstimate,
-    curvature,
     hessian_trace,
     top_eigenvalues,
 )
 from flatminima.measure.results import plus_minus
 
-from .cases import cross_entropy, mlp, split, symmetric
+from .cases import symmetric
 
 
 @pytest.mark.parametrize(
@@ -71,53 +68,3 @@ def test_results_print():
     late = EigenEstimate((3.0,), (0.02,), 9, False, "largest", method="m")
     assert str(late) == "3.00 ± 0.02 (not converged in 9 steps)"
     assert (top.value, top.residual) == (3.0, 0.02)
-
-
-def test_a_report_measures_everything_in_one_call():
-    model, batch = mlp()
-    stages = []
-    report = curvature(
-        model,
-        cross_entropy,
-        split(batch, 20, 4),
-        sigma=0.01,
-        probes=30,
-        eigenvalues=2,
-        draws=20,
-        progress=lambda stage, done, total: stages.append((stage, done == total)),
-    )
-    assert report.loss == pytest.approx(cross_entropy(model.eval(), batch).item(), rel=1e-12)
-    assert (report.samples, report.parameters) == (24, 57)
-    assert list(report.layers) == ["0.weight", "0.bias", "2.weight", "2.bias"]
-    assert len(report.top_eigenvalue.values) == 2
-    assert report.predicted_gap.value == pytest.approx(0.01**2 / 2 * report.trace.value)
-    for stage in ("gap", "trace", "eigenvalues"):
-        assert [full for name, full in stages if name == stage][-1]
-    data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert CurvatureReport.from_dict(data) == report
-
-
-def test_a_report_prints_as_a_table():
-    model, batch = mlp()
-    report = curvature(model, cross_entropy, [batch], sigma=0.01, probes=10, draws=5)
-    rows = [(line[:19], line[19:]) for line in str(report).splitlines()]
-    largest = sorted(report.layers, key=lambda name: -abs(report.layers[name].value))
-    assert [label.strip() for label, _ in rows] == [
-        "loss",
-        "Hessian trace",
-        "top eigenvalue",
-        "gap at sigma 0.01",
-        "sigma^2/2 trace",
-        *(f"trace of {name}" for name in largest),
-    ]
-    assert rows[1][1] == str(report.trace)
-    assert rows[8][1] == str(report.layers[largest[3]])
-
-
-def test_without_sigma_there_is_no_gap():
-    model, batch = mlp()
-    report = curvature(model, cross_entropy, [batch], probes=10)
-    assert report.perturbation_gap is None
-    assert report.predicted_gap is None
-    assert report.to_dict()["perturbation_gap"] is None
-    assert torch.is_grad_enabled()

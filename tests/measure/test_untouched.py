@@ -116,7 +116,7 @@ def test_nothing_changes(measure, training, setting):
 
 
 @pytest.mark.parametrize("measure", MEASUREMENTS.values(), ids=MEASUREMENTS)
-@pytest.mark.parametrize("call", [1, 2, 5])
+@pytest.mark.parametrize("call", [1, 4, 6])  # the first look has the right to fail on halves
 def test_nothing_changes_when_the_objective_raises(measure, call, setting):
     model, loader = setting
     objective = Remembering(raises_at=call)

@@ -44,6 +44,9 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: one for each core)"
     )
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="run on this Ray cluster ('auto', 'ray://head:10001')"
+    )
     flags.add_recipe_flags(parser, flags.TITLES, leave_out=("perturb",))
     parser.set_defaults(run=run)
 
@@ -71,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
                 seeds,
                 arguments.out,
                 workers=arguments.workers,
+                ray=arguments.ray,
                 progress=progress,
                 on_outcome=screen.report_failure,
             )

@@ -8,9 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from flatminima.errors import InputError
+from flatminima.errors import InputError, require
 from flatminima.training.recipe import Recipe, flag, literals, option_types, read
 from flatminima.training.specs import SECTIONS
+
+PICTURES = (".png", ".svg", ".pdf")
 
 TITLES = {
     "data": "data",
@@ -88,6 +90,17 @@ def whole(name: str, value: Any) -> int:
         return int(str(value))
     except ValueError:
         raise InputError(f"--{name} is {value!r}: give a whole number") from None
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a picture that could not be drawn, before the work that it shows is done.
+
+    Raises:
+        InputError: its name is of no picture, or matplotlib is not installed.
+    """
+    require("matplotlib", "plot")
+    if path.suffix not in PICTURES:
+        raise InputError(f"--plot is {path}: give a name in {', '.join(PICTURES)}")
 
 
 def _add_flag(group: Any, name: str, kind: Any, default: Any, text: str) -> None:

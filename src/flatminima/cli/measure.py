@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flatminima.cli import flags, screen
+from flatminima.training.recipe import flag
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers between commas."""
+    return tuple(float(part) for part in text.split(","))
+
+
+SETTINGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
+    ("rel_error", float, "stop the trace at this relative standard error, such as 0.02"),
+    ("max_seconds", float, "about how long it may take; what there is then is reported"),
+    ("max_gradients", int, "about how many gradients over all samples it may cost"),
+    ("eigenvalues", int, "how many of the largest eigenvalues (default: 1)"),
+    ("sigmas", numbers, "sigmas of the noise (default: that of --measure-sigma)"),
+    ("params", str, "only parameters whose names match, such as 'encoder.*'"),
+)
+"""Flags beside the recipe's; all but `sigmas` are arguments of `curvature`."""
+
+METAVARS = {float: "X", int: "N", str: "GLOB", numbers: "X,X,..."}
 
 
 def add_to(commands: Any) -> None:
@@ -16,7 +36,7 @@ def add_to(commands: Any) -> None:
         "measure",
         "TARGET",
         "measure the curvature of a run, a checkpoint or a transformers model",
-        "flatminima measure runs/a --probes 300",
+        "flatminima measure runs/a --rel-error 0.02 --max-seconds 60",
     )
     parser.add_argument(
         "target",
@@ -28,20 +48,44 @@ def add_to(commands: Any) -> None:
         metavar="FILE",
         help="JSON file (default: measure.json in the run, measure-NAME.json for a checkpoint)",
     )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it too: a .png, .svg, .pdf")
+    group = parser.add_argument_group("what, and how exactly")
+    for name, kind, text in SETTINGS:
+        group.add_argument(flag(name), type=kind, metavar=METAVARS[kind], help=text)
+    group.add_argument("--density", action="store_true", help="the density of all eigenvalues too")
     flags.add_recipe_flags(parser, ("data", "measure"), leave_out=("measure",))
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Measure and print the report."""
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and print the report; what there is after Ctrl-C."""
     said = flags.given(arguments)
     from flatminima.files import write_json
     from flatminima.training.measuring import measure_target
 
+    asked = {name: getattr(arguments, name) for name, *_ in SETTINGS}
+    settings = {name: value for name, value in asked.items() if value is not None}
+    if "rel_error" in settings and "probes" not in said:
+        settings["probes"] = None  # as many as it takes, whatever the recipe says
+    if "sigmas" in settings:
+        settings["sigma"] = settings.pop("sigmas")
+    if arguments.density:
+        settings["density"] = True
+    if arguments.plot is not None:
+        flags.check_picture(arguments.plot)
     with screen.progress_bars() as progress:
-        report, file = measure_target(arguments.target, said, progress=progress, say=screen.say)
+        report, file = measure_target(
+            arguments.target, said, settings=settings, progress=progress, say=screen.say
+        )
     print(report)
+    cut = report.stopped == "interrupted"
     out = arguments.out or file
     if out is not None:
+        # A whole report is not overwritten by a part of one.
+        out = out.with_name(f"{out.stem}-partial{out.suffix}") if cut else out
         write_json(out, report.to_dict())
         print(f"\nwritten to {out}")
+    if arguments.plot is not None:
+        report.plot().savefig(arguments.plot)
+        print(f"drawn in {arguments.plot}")
+    return 130 if cut else 0

@@ -56,6 +56,9 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: one for each core)"
     )
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="run on this Ray cluster ('auto', 'ray://head:10001')"
+    )
     flags.add_recipe_flags(parser, flags.TITLES, leave_out=("perturb", "sigma", "rho"))
     parser.set_defaults(run=run)
 
@@ -86,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
                 seeds,
                 out=arguments.out,
                 workers=arguments.workers,
+                ray=arguments.ray,
                 progress=progress,
                 on_outcome=screen.report_failure,
             )

@@ -2,7 +2,7 @@
 
 from flatminima.measure.bounds import PacBayesBound, pac_bayes_bound
 from flatminima.measure.criteria import SpectralCriteria, spectral_criteria
-from flatminima.measure.curvature import CurvatureReport, curvature
+from flatminima.measure.curvature import curvature
 from flatminima.measure.density import spectral_density
 from flatminima.measure.diagonal import (
     DiagonalEstimate,
@@ -22,6 +22,8 @@ from flatminima.measure.noise_stability import (
     smoothed_curvature,
 )
 from flatminima.measure.operators import Dense, LowRank, Operator, Sum
+from flatminima.measure.precision import in_float32
+from flatminima.measure.report import CurvatureReport
 from flatminima.measure.results import EigenEstimate, Estimate, TraceEstimate
 from flatminima.measure.sharpness import Sharpness, average_sharpness, worst_case_sharpness
 from flatminima.measure.spectrum import SpectralDensity
@@ -63,6 +65,7 @@ __all__ = [
     "dynamical_stability",
     "hessian_diagonal",
     "hessian_trace",
+    "in_float32",
     "layer_bound",
     "noise_stability",
     "pac_bayes_bound",

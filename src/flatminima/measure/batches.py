@@ -119,6 +119,38 @@ class MeanLoss:
         return counts / counts.sum() @ losses
 
 
+class Contents:
+    """What the batches of a pass held: sum and squared norm of each one's first tensor, added up.
+
+    The order of samples does not count, so a shuffled loader has the same contents each time.
+    """
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._elements = 0
+
+    def add(self, batch: Batch) -> None:
+        """Take in a batch."""
+        tensor = _first_tensor(batch)
+        if tensor is None or tensor.layout != torch.strided or tensor.is_complex():
+            return
+        tensor = tensor.detach().flatten()
+        values = tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
+        found = torch.stack([values.sum(), values @ values])
+        self._total = found if self._total is None else self._total.to(found.device) + found
+        self._elements += len(values)
+
+    def differ(self, other: Contents) -> bool:
+        """Whether the other pass held other numbers; NaN is like NaN."""
+        if self._total is None or other._total is None or self._elements != other._elements:
+            return self._elements != other._elements
+        a, b = self._total.cpu(), other._total.cpu()
+        if a.isnan().any() or b.isnan().any():
+            return False
+        scale = torch.stack([(a[1] * self._elements).sqrt(), a[1]])
+        return bool(((a - b).abs() > 1e-7 * scale).any())
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`; on a CPU the batch itself."""
     if device.type == "cpu":

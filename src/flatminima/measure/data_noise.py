@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flatminima.measure.operators import Operator
 from flatminima.measure.over_batches import OverBatches
+from flatminima.measure.ranks import Ranks
 
 
 class BatchForms:
@@ -28,6 +29,7 @@ class BatchForms:
     def __init__(self) -> None:
         self._counts: list[int] = []
         self._forms: list[Tensor] = []
+        self._ranks: Ranks | None = None
 
     def multiply(self, operator: Operator, vectors: Tensor) -> Tensor:
         """The products with the columns of `vectors`; the batches' forms are noted on the way."""
@@ -41,7 +43,7 @@ class BatchForms:
             forms.append(torch.linalg.vecdot(vectors.T, products.T))
 
         products = operator.matmat(vectors, each)
-        self._counts = counts
+        self._counts, self._ranks = counts, operator.ranks
         self._forms.append(torch.stack(forms).cpu().double())
         return products
 
@@ -53,11 +55,15 @@ class BatchForms:
         """
         if not self._forms:
             return math.nan
-        forms = torch.cat(self._forms, 1)
+        counts, forms = self._counts, torch.cat(self._forms, 1)
+        if self._ranks is not None:
+            parts = self._ranks.gather((counts, forms))
+            counts = [count for part, _ in parts for count in part]
+            forms = torch.cat([part for _, part in parts])
         number, probes = forms.shape
         if number < 2 or (probes < 2 and not exact):
             return math.nan
-        weights = torch.tensor(self._counts, dtype=torch.float64)
+        weights = torch.tensor(counts, dtype=torch.float64)
         weights /= weights.sum()
         apart = forms - weights @ forms
         squares = apart.sum(1).square() if exact else apart.mean(1).square() - apart.var(1) / probes

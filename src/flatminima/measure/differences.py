@@ -68,7 +68,7 @@ class Differences:
         if not errors[best] <= LARGEST_ERROR:
             raise InputError(
                 f"central differences of gradients change by {errors[best]:.1%} between steps: "
-                "measure in float64, copy.deepcopy(model).double()"
+                "give dtype=torch.float64"
             )
         self.step, self.error = steps[best], errors[best]
 

@@ -12,13 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatminima.errors import InputError
 from flatminima.measure.batches import Batches, scalar_loss
-from flatminima.measure.over_batches import (
-    EachBatch,
-    OverBatches,
-    TwiceError,
-    check_twice,
-    rows_of_derivative,
-)
+from flatminima.measure.over_batches import EachBatch, OverBatches
+from flatminima.measure.twice import TwiceError, check_twice, rows_of_derivative
 from flatminima.objectives import Batch, Supervised
 from flatminima.objectives.supervised import inputs_and_targets, logits
 from flatminima.perturb.noise import Stream
@@ -34,13 +29,15 @@ class Sandwich(OverBatches):
     graph per batch for all vectors of a call.
 
     Args:
-        model: The model, its parameters float32 or float64, on one device.
+        model: The model, on one device.
         objective: A `Supervised`, since its outputs and its criterion must be told apart.
         batches: Batches that can be gone through again and again.
         params: Which parameters: tensors, or names with wildcards ("encoder.*"); default: all that
             require a gradient.
         chunk: How many products run vectorized at once.
         eval_mode: False leaves the training flags as they are.
+        dtype: torch.float64 computes in double precision; None in float32 at least.
+        data_parallel: Whether `batches` are this rank's part; see `OverBatches`.
 
     Raises:
         InputError: the objective is no `Supervised`; as `OverBatches`.
@@ -55,13 +52,24 @@ class Sandwich(OverBatches):
         params: Iterable[Tensor] | Iterable[str] | str | None = None,
         chunk: int = 1,
         eval_mode: bool = True,
+        dtype: torch.dtype | None = None,
+        data_parallel: bool = False,
     ) -> None:
         if not isinstance(objective, Supervised):
             raise InputError(
                 f"{type(self).__name__} must tell outputs from loss: give "
                 "flatminima.Supervised(criterion) as the objective"
             )
-        super().__init__(model, objective, batches, params=params, chunk=chunk, eval_mode=eval_mode)
+        super().__init__(
+            model,
+            objective,
+            batches,
+            params=params,
+            chunk=chunk,
+            eval_mode=eval_mode,
+            dtype=dtype,
+            data_parallel=data_parallel,
+        )
         self._criterion = objective.criterion
 
     def matmat(self, vectors: Tensor, each: EachBatch | None = None) -> Tensor:
@@ -76,7 +84,8 @@ class Sandwich(OverBatches):
             InputError: wrong shape; bad batches or a bad loss; the batches gave other samples or
                 another loss than at the first product; a function without second derivative.
         """
-        self._batch = 0
+        # Ranks do not share the draws of their n-th batches.
+        self._batch = 0 if self.ranks is None else self.ranks.rank << 32
         try:
             with sdpa_kernel(SDPBackend.MATH):
                 return super().matmat(vectors, each)
@@ -138,7 +147,7 @@ class GaussNewton(Sandwich):
     @property
     def description(self) -> str:
         """Which matrix it is and how its products are made, in words."""
-        return "Gauss-Newton, reverse over reverse"
+        return f"Gauss-Newton, reverse over reverse{self.remarks}"
 
     def _middle(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Multiply]:
         z = outputs.detach().requires_grad_()
@@ -170,7 +179,7 @@ class EmpiricalFisher(Sandwich):
     @property
     def description(self) -> str:
         """Which matrix it is and how its products are made, in words."""
-        return "empirical Fisher, reverse over reverse"
+        return f"empirical Fisher, reverse over reverse{self.remarks}"
 
     def _middle(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Multiply]:
         losses = self._losses(outputs, targets)
@@ -206,7 +215,7 @@ class MonteCarloFisher(EmpiricalFisher):
     arXiv 1412.1193.
 
     Args:
-        model: The model, its parameters float32 or float64, on one device.
+        model: The model, on one device.
         objective: A `Supervised`.
         batches: Batches that can be gone through again and again, in the same order.
         draws: S.
@@ -217,6 +226,8 @@ class MonteCarloFisher(EmpiricalFisher):
             require a gradient.
         chunk: How many products run vectorized at once.
         eval_mode: False leaves the training flags as they are.
+        dtype: torch.float64 computes in double precision; None in float32 at least.
+        data_parallel: Whether `batches` are this rank's part; see `OverBatches`.
 
     Raises:
         InputError: draws < 1; a criterion whose likelihood is not known; as `Sandwich`.
@@ -234,8 +245,19 @@ class MonteCarloFisher(EmpiricalFisher):
         params: Iterable[Tensor] | Iterable[str] | str | None = None,
         chunk: int = 1,
         eval_mode: bool = True,
+        dtype: torch.dtype | None = None,
+        data_parallel: bool = False,
     ) -> None:
-        super().__init__(model, objective, batches, params=params, chunk=chunk, eval_mode=eval_mode)
+        super().__init__(
+            model,
+            objective,
+            batches,
+            params=params,
+            chunk=chunk,
+            eval_mode=eval_mode,
+            dtype=dtype,
+            data_parallel=data_parallel,
+        )
         if draws < 1:
             raise InputError(f"draws is {draws}: give at least 1")
         self._draws, self._stream = draws, Stream(seed)
@@ -244,7 +266,7 @@ class MonteCarloFisher(EmpiricalFisher):
     @property
     def description(self) -> str:
         """Which matrix it is and how its products are made, in words."""
-        return f"Monte-Carlo Fisher, {self._draws} draws, reverse over reverse"
+        return f"Monte-Carlo Fisher, {self._draws} draws, reverse over reverse{self.remarks}"
 
     def _middle(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Multiply]:
         generator = self._stream.generator(outputs.device, 0, self._batch)

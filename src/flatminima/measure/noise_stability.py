@@ -135,7 +135,7 @@ class NoiseStability(Result):
             ax.errorbar(sigmas, [gap.value for gap in gaps], errors, marker="o", label=label)
         predicted = [p.predicted.value for p in self.points if p.predicted is not None]
         if predicted:
-            ax.plot(sigmas, predicted, "k--", label=r"$\frac{\sigma^2}{2}\,\mathrm{Tr}\,H$")
+            ax.plot(sigmas, predicted, "k--x", label=r"$\frac{\sigma^2}{2}\,\mathrm{Tr}\,H$")
         ax.set(xscale="log", yscale="log", xlabel=r"$\sigma$", ylabel=r"$F(W) - f(W)$")
         ax.legend()
         return ax

@@ -14,6 +14,9 @@ from typing import Any, Self
 
 from torch import Tensor
 
+SHOWN_IN_FULL = 3
+"""The most eigenvalues that are printed with a residual each."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -164,8 +167,12 @@ class EigenEstimate(Result):
         return self.residuals[0]
 
     def __str__(self) -> str:
-        pairs = zip(self.values, self.residuals, strict=True)
-        text = ", ".join(plus_minus(value, residual) for value, residual in pairs)
+        if len(self.values) > SHOWN_IN_FULL:
+            worst = max(self.residuals)
+            text = f"{', '.join(f'{v:.4g}' for v in self.values)} (residuals at most {worst:.1g})"
+        else:
+            pairs = zip(self.values, self.residuals, strict=True)
+            text = ", ".join(plus_minus(value, residual) for value, residual in pairs)
         return text if self.converged else f"{text} (not converged in {self.steps} steps)"
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flatminima.errors import InputError, unknown
 from flatminima.objectives import Objective
+from flatminima.perturb.shards import is_sharded
 
 
 @contextmanager
@@ -58,6 +59,27 @@ def untouched(
                         tensor.copy_(saved)
 
 
+class RandomState:
+    """Torch's global random state at a moment: the CPU's and one device's.
+
+    Args:
+        device: The device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._other: Tensor | None = None
+        if device.type != "cpu":
+            self._other = torch.get_device_module(device).get_rng_state(device)
+
+    def restore(self) -> None:
+        """Go on from that moment."""
+        torch.set_rng_state(self._cpu)
+        if self._other is not None:
+            torch.get_device_module(self._device).set_rng_state(self._other, self._device)
+
+
 def free_parameters(
     model: nn.Module, params: Iterable[Tensor] | Iterable[str] | str | None
 ) -> dict[str, Tensor]:
@@ -70,16 +92,20 @@ def free_parameters(
 
     Raises:
         InputError: there is none, one is not the model's or does not require a gradient, a name
-            chooses nothing, or they are not all float32 or all float64, on one device.
+            chooses nothing, or they are not all float32 or all float64, on one device, each whole.
     """
     named: dict[str, Tensor] = dict(model.named_parameters())
     free = {name: p for name, p in named.items() if p.requires_grad}
-    given = [params] if isinstance(params, str) else list(params or ())
+    given = [params] if isinstance(params, (str, Tensor)) else list(params or ())
     patterns = [pattern for pattern in given if isinstance(pattern, str)]
     if params is None:
         chosen = free
+    elif not given:
+        raise InputError("params is empty: leave it out to measure all parameters")
     elif patterns:
-        chosen = _matching(free, patterns)
+        if len(patterns) < len(given):
+            raise InputError("params has names and tensors: give one or the other")
+        chosen = _matching(named, free, patterns)
     else:
         wanted = {id(p) for p in given}
         chosen = {name: p for name, p in named.items() if id(p) in wanted}
@@ -91,12 +117,22 @@ def free_parameters(
             "call requires_grad_(True) on those to measure"
         )
     for name, parameter in chosen.items():
+        if not parameter.dtype.is_floating_point:
+            raise InputError(
+                f"parameter {name!r} is {parameter.dtype}, which has no derivative: leave it out"
+            )
         if not parameter.requires_grad:
             raise InputError(f"parameter {name!r} does not require a gradient: leave it out")
         if parameter.dtype not in (torch.float32, torch.float64):
             raise InputError(
-                f"parameter {name!r} is {parameter.dtype}, too coarse for curvature: "
-                "measure a copy, copy.deepcopy(model).float()"
+                f"parameter {name!r} is {parameter.dtype}, too coarse for curvature: measure in "
+                "flatminima.measure.in_float32(model, objective, batches), or a copy, "
+                "copy.deepcopy(model).float()"
+            )
+        if is_sharded(parameter):
+            raise InputError(
+                f"parameter {name!r} is sharded over processes (FSDP): measure the whole model, "
+                "from a full state dict"
             )
     if len({(p.dtype, p.device) for p in chosen.values()}) > 1:
         raise InputError(
@@ -106,13 +142,21 @@ def free_parameters(
     return chosen
 
 
-def _matching(named: dict[str, Tensor], patterns: list[str]) -> dict[str, Tensor]:
-    """Those whose name matches one of the patterns, each of which must match one."""
+def _matching(
+    named: dict[str, Tensor], free: dict[str, Tensor], patterns: list[str]
+) -> dict[str, Tensor]:
+    """The free ones whose name matches one of the patterns, each of which must match one."""
     for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in named):
-            raise unknown("trainable parameter", pattern, named)
+        if fnmatch.filter(free, pattern):
+            continue
+        if frozen := fnmatch.filter(named, pattern):
+            raise InputError(
+                f"params {pattern!r} matches only what does not require a gradient "
+                f"({frozen[0]!r}): call requires_grad_(True) on it, or leave it out"
+            )
+        raise unknown("trainable parameter", pattern, free)
     return {
         name: p
-        for name, p in named.items()
+        for name, p in free.items()
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     }

@@ -21,6 +21,7 @@ def compare(
     out: Path,
     *,
     workers: int | None = None,
+    ray: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
 ) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def compare(
         seeds: How many, counted up from the recipe's.
         out: Where to write, `results.json` and `table.md` among it.
         workers: Processes; default: one for each core.
+        ray: The address of a Ray cluster to run on instead.
         progress: Told how many runs are done.
         on_outcome: Told of each run as it ends.
 
@@ -49,6 +51,7 @@ def compare(
         seeds,
         out,
         workers=workers,
+        ray=ray,
         progress=progress,
         on_outcome=on_outcome,
     )

@@ -8,13 +8,14 @@ import os
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from flatminima.errors import InputError
 from flatminima.files import read_json, write_json, write_text
+from flatminima.study.on_ray import run_on_ray, unpack
 from flatminima.study.process import WorkerProcess
 
 _POLL_SECONDS = 0.2
@@ -80,6 +81,7 @@ def run_jobs(
     *,
     workers: int | None = None,
     threads_per_worker: int | None = None,
+    ray: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
     retry_failed: bool = True,
@@ -102,6 +104,8 @@ def run_jobs(
         workers: How many jobs run at the same time. Default: the cores this process may use divided
             by `threads_per_worker`.
         threads_per_worker: Threads each may compute with. Default: 1.
+        ray: The address of a Ray cluster to run on, which then decides how many run at the same
+            time; "local" for a Ray of this machine. See `run_on_ray`.
         progress: Called as `progress("runs", done, total)`, at the start and after each job.
         on_outcome: Called with each job's outcome as soon as it is known.
         retry_failed: Whether a job that failed in an earlier call runs again.
@@ -110,10 +114,13 @@ def run_jobs(
         The outcomes, in the order of the jobs.
 
     Raises:
-        InputError: two jobs share a directory, a directory holds another job's payload, a payload
-            has no form in JSON, a directory cannot be written, or an argument makes no sense.
+        InputError: both `workers` and `ray` are given, two jobs share a directory, a directory
+            holds another job's payload, a payload has no form in JSON, a directory cannot be
+            written, or an argument makes no sense.
         KeyboardInterrupt: the study was interrupted.
     """
+    if ray is not None and workers is not None:
+        raise InputError("--workers is for this machine: leave it out with --ray")
     threads = _at_least_one("threads_per_worker", threads_per_worker, default=1)
     workers = _at_least_one("workers", workers, default=max(1, available_cores() // threads))
     if not all(target.partition(":")):
@@ -139,7 +146,10 @@ def run_jobs(
         for outcome in list(outcomes.values()):
             on_outcome(outcome)
     pending = deque((index, job) for index, job in enumerate(jobs) if index not in outcomes)
-    _run_pending(pending, target, min(workers, len(pending)), threads, report)
+    if ray is None:
+        _run_pending(pending, target, min(workers, len(pending)), threads, report)
+    elif pending:
+        _run_elsewhere(dict(pending), target, ray, threads, report)
     return [outcomes[index] for index in range(len(jobs))]
 
 
@@ -202,6 +212,26 @@ def _run_pending(
             worker.hang_up()
         for worker in alive:
             worker.stop(grace)
+
+
+def _run_elsewhere(
+    pending: dict[int, Job],
+    target: str,
+    address: str,
+    threads: int,
+    report: Callable[[int, Outcome], None],
+) -> None:
+    def done(index: int, error: str | None, files: Mapping[str, bytes], seconds: float) -> None:
+        job = pending[index]
+        unpack(files, job.directory)
+        if error is not None and "error.txt" not in files:
+            write_text(job.directory / "error.txt", error + "\n")
+        report(index, _outcome(job, error, seconds))
+
+    for job in pending.values():
+        _prepare(job)
+    jobs = [(index, job.name, job.payload) for index, job in pending.items()]
+    run_on_ray(jobs, target, address, threads, done)
 
 
 def _prepare(job: Job) -> None:

@@ -40,6 +40,7 @@ def run_methods(
     out: Path,
     *,
     workers: int | None = None,
+    ray: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
 ) -> Runs:
@@ -54,6 +55,7 @@ def run_methods(
         seeds: How many, counted up from the recipe's.
         out: Where to write, `study.json` among it.
         workers: Processes; default: one for each core.
+        ray: The address of a Ray cluster to run on instead.
         progress: Told how many runs are done.
         on_outcome: Told of each run as it ends.
 
@@ -80,6 +82,7 @@ def run_methods(
         jobs,
         "flatminima.training.run:job",
         workers=workers,
+        ray=ray,
         progress=progress,
         on_outcome=on_outcome,
     )

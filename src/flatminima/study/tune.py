@@ -36,6 +36,7 @@ def tune_sigma(
     *,
     out: Path,
     workers: int | None = None,
+    ray: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
 ) -> dict[str, Any]:
@@ -56,6 +57,7 @@ def tune_sigma(
         seeds: How many, counted up from the recipe's.
         out: Where to write; `tune.json` and `table.md` among it.
         workers: Processes; default: one for each core.
+        ray: The address of a Ray cluster to run on instead.
         progress: Told how many runs are done.
         on_outcome: Told of each run as it ends.
 
@@ -89,6 +91,7 @@ def tune_sigma(
         seeds,
         out,
         workers=workers,
+        ray=ray,
         progress=progress,
         on_outcome=on_outcome,
     )

@@ -133,7 +133,9 @@ def find(folder: Path, names: Sequence[str] = ("last", "previous")) -> Checkpoin
             continue
         warning = f"{'; '.join(faults)}; using {found.folder}" if faults else ""
         return Checkpoint(found.folder, found.state, warning)
-    raise InputError("; ".join(faults) or f"no checkpoint in {folder}: the run saved none yet")
+    raise InputError(
+        "; ".join(faults) or f"no checkpoint in {folder}: the run saved none, or kept none"
+    )
 
 
 def any_in(folder: Path) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from flatminima.errors import InputError
 from flatminima.measure import CurvatureReport
 from flatminima.progress import Progress, silent
 from flatminima.training import checkpoint
-from flatminima.training.assemble import prepare
+from flatminima.training.assemble import Prepared, prepare
 from flatminima.training.directory import RunDirectory
 from flatminima.training.recipe import Recipe
 from flatminima.training.run import measure
@@ -25,6 +27,7 @@ def measure_target(
     target: str,
     said: Mapping[str, Any],
     *,
+    settings: Mapping[str, Any] = MappingProxyType({}),
     progress: Progress = silent,
     say: Callable[[str], None] = print,
 ) -> tuple[CurvatureReport, Path | None]:
@@ -35,6 +38,7 @@ def measure_target(
             checkpoint folder of a run, or a transformers folder or hub id.
         said: Recipe fields, flat, that override the run's own; must name the data for a model that
             is no run.
+        settings: Of `curvature`, over what the recipe says.
         progress: Told how far each stage is.
         say: Told what a user should read.
 
@@ -45,7 +49,52 @@ def measure_target(
     Raises:
         InputError: the target is none of these, or is not whole.
     """
+    settings = {"keep_interrupted": True, **settings}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    opened = open_target(target, said, progress=progress, say=say)
+    prepared = opened.prepared
+    report = measure(prepared, prepared.built.model, device, progress, **settings)
+    return report, opened.file("measure")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is trained already, with its weights in place.
+
+    Attributes:
+        name: As it was given.
+        prepared: Its data and its model.
+        checkpoint: Where the weights are from; None for a model that is no run.
+        home: The run's directory; None for a model that is no run.
+    """
+
+    name: str
+    prepared: Prepared
+    checkpoint: checkpoint.Checkpoint | None
+    home: Path | None
+
+    def file(self, kind: str) -> Path | None:
+        """The file in the run's directory for a result: `kind.json`, `kind-best.json`, ..."""
+        if self.home is None or self.checkpoint is None:
+            return None
+        whole_run = Path(self.name).resolve() == self.home.resolve()
+        return self.home / (
+            f"{kind}.json" if whole_run else f"{kind}-{self.checkpoint.folder.name}.json"
+        )
+
+
+def open_target(
+    target: str,
+    said: Mapping[str, Any],
+    *,
+    progress: Progress = silent,
+    say: Callable[[str], None] = print,
+) -> Target:
+    """Load the data and the trained weights of a target; see `measure_target`.
+
+    Raises:
+        InputError: the target is none of these, or is not whole.
+    """
     found, home = _locate(Path(target))
     if found is None or home is None:
         if "data" not in said:
@@ -54,15 +103,13 @@ def measure_target(
                 "transformers model, say which data to measure on with --data"
             )
         prepared = prepare(Recipe.from_flat({**said, "model": target}), progress)
-        return measure(prepared, prepared.built.model, device, progress), None
+        return Target(target, prepared, None, None)
     if found.warning:
         say(found.warning)
     recipe = RunDirectory(home).read_recipe().but(pretrain=False, **said)
     prepared = prepare(recipe, progress)
     found.load_model(prepared.built.model)
-    whole_run = Path(target).resolve() == home.resolve()
-    file = "measure.json" if whole_run else f"measure-{found.folder.name}.json"
-    return measure(prepared, prepared.built.model, device, progress), home / file
+    return Target(target, prepared, found, home)
 
 
 def _locate(path: Path) -> tuple[checkpoint.Checkpoint | None, Path | None]:

@@ -131,6 +131,7 @@ def measure(
     model: torch.nn.Module,
     device: torch.device,
     progress: Progress = silent,
+    **settings: Any,
 ) -> CurvatureReport:
     """The curvature of a model's loss on a recipe's training set, as trained on.
 
@@ -139,36 +140,43 @@ def measure(
         model: The weights in question.
         device: Where to compute.
         progress: Told how far each stage is.
+        settings: Of `curvature`, over the recipe's.
     """
     spec = prepared.recipe.measure
-    assert spec.probes is not None
-    assert spec.draws is not None
+    of_recipe = {
+        "sigma": spec.measure_sigma or None,
+        "probes": spec.probes,
+        "draws": spec.draws,
+        "seed": prepared.recipe.loop.seed,
+        "keep_interrupted": False,
+    }
     with fitting_threads(model):
         return curvature(
             model.to(device),
             Supervised(),
             measured_batches(prepared, device),
-            sigma=spec.measure_sigma,
-            probes=spec.probes,
-            draws=spec.draws,
-            seed=prepared.recipe.loop.seed,
             progress=progress,
+            **{**of_recipe, **settings},
         )
 
 
-def measured_batches(prepared: Prepared, device: torch.device) -> list[Any]:
+def measured_batches(
+    prepared: Prepared, device: torch.device, batch_size: int | None = None
+) -> list[Any]:
     """The training samples that measures are taken on, chosen by the recipe's seed.
 
     Args:
         prepared: Its recipe says how many, its data which.
         device: Where to have them.
+        batch_size: Samples of a batch. Default: as the recipe trains.
     """
     spec, loop_spec = prepared.recipe.measure, prepared.recipe.loop
     encoded = encode(prepared.data.train, prepared.data, prepared.built.encoding)
     samples = min(len(encoded), spec.measure_samples or len(encoded))
     chosen = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(loop_spec.seed))
+    size = batch_size or loop_spec.batch_size
     part = Subset(encoded, chosen[:samples].sort().values.tolist())
-    return [to_device(batch, device) for batch in loader(part, loop_spec.batch_size)]
+    return [to_device(batch, device) for batch in loader(part, size)]
 
 
 def _train_and_measure(
@@ -236,6 +244,7 @@ def _train_and_measure(
 
 def headline(report: CurvatureReport) -> dict[str, float]:
     """The numbers of a curvature report that a comparison is about."""
+    assert report.top_eigenvalue is not None
     numbers = {
         "train_loss": report.loss,
         "hessian_trace": report.trace.value,
