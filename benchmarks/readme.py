@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flatminima.measure.results import plus_minus
 from flatminima.perturb import Card, cards
 from flatminima.study import markdown_table, mean_ci, paired
 from flatminima.study.numbers import difference, with_error
@@ -24,6 +25,14 @@ COMPARISONS = {
     "methods-pydocs-gradients": ("plain:epochs=2",),
 }
 """The studies of all methods, and what else to compare with than plain training."""
+
+
+LIVE = {
+    "trace": "`estimate()`, the trace of F",
+    "smoothed": "`smoothed_curvature()`",
+    "corrected": "`corrected()`",
+}
+"""What the live meter tells."""
 
 
 def demo_table() -> str:
@@ -76,6 +85,56 @@ def _start_row(task: str, result: Mapping[str, Any]) -> str:
         difference(pair["difference"], pair["ci95"]) if pair else "0",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def live_cost_table() -> str:
+    """What the live trace costs."""
+    found = json.loads((ROOT / "docs/results/live-trace.json").read_text())["cost"]
+    lines = [
+        "| model | weights | step | `every=1` | of it in its own calls | `every=10` | and read "
+        "each step |",
+        "| :-- | --: | --: | --: | --: | --: | --: |",
+    ]
+    for model, row in found.items():
+        each, default, read = (
+            "{:+.1f} % ({:+.1f} to {:+.1f})".format(percent["median"], *percent["quartiles"])
+            for percent in row["percent"].values()
+        )
+        cells = [
+            model,
+            f"{row['weights']:,}".replace(",", " "),
+            f"{row['step_ms']:.2g} ms" if row["step_ms"] < 10 else f"{row['step_ms']:.0f} ms",
+            each,
+            f"{row['inside_percent']:.1f} %",
+            default,
+            read,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def live_run_table() -> str:
+    """What the live trace said at the end of runs, and the exact values over its last steps."""
+    lines = [
+        "| sigma | curvature | exact | off the Hessian trace by | `every=1` | `every=10` |",
+        "| --: | :-- | --: | --: | --: | --: |",
+    ]
+    for run in json.loads((ROOT / "docs/results/live-trace.json").read_text())["runs"]:
+        last = run["exact"][-1]["step"]
+        weights = [0.99 ** (last - row["step"]) for row in run["exact"]]
+
+        def over_memory(name: str, run: Any = run, weights: Any = weights) -> float:
+            values = [row[name][0] for row in run["exact"]]
+            return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+
+        trace = over_memory("hessian_trace")
+        for name, words in LIVE.items():
+            exact = over_memory(name)
+            told = [plus_minus(*run[meter][-1][name]) for meter in ("every 1", "every 10")]
+            off = f"{100 * (exact / trace - 1):+.0f} %"
+            cells = [f"{run['sigma']:g}", words, f"{exact:.1f}", off, *told]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def one_pass_tables() -> str:
@@ -173,6 +232,8 @@ def fill(path: Path, name: str, content: str) -> None:
 if __name__ == "__main__":
     fill(ROOT / "README.md", "demo table", demo_table())
     fill(ROOT / "docs/how-to/finding-sigma.md", "start values", start_sigma_table())
+    fill(ROOT / "docs/measuring.md", "cost of the live trace", live_cost_table())
+    fill(ROOT / "docs/measuring.md", "live trace along runs", live_run_table())
     fill(ROOT / "docs/methods.md", "method cards", method_cards())
     fill(ROOT / "docs/concepts/one-pass.md", "one-pass", one_pass_tables())
     for name, references in COMPARISONS.items():

@@ -193,6 +193,13 @@ def test_the_table_of_start_values_is_that_of_the_committed_results():
     assert tables["start_sigma_table"]() in page
 
 
+def test_the_page_of_measures_shows_the_committed_results_of_the_live_trace():
+    tables = runpy.run_path(str(ROOT / "benchmarks/readme.py"))
+    page = (ROOT / "docs/measuring.md").read_text()
+    assert tables["live_cost_table"]() in page
+    assert tables["live_run_table"]() in page
+
+
 def test_the_page_on_one_pass_shows_the_committed_results():
     tables = runpy.run_path(str(ROOT / "benchmarks/readme.py"))
     assert tables["one_pass_tables"]() in (ROOT / "docs/concepts/one-pass.md").read_text()

@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 
 def test_or_such_steps_are_skipped_when_told_to(tmp_path, monkeypatch):
-    gather = loop._gather_gradient
+    gather = loop.gather_gradient
 
     def spoil(run, state, *rest):
         loss = gather(run, state, *rest)
@@ -166,7 +166,7 @@ def test_or_such_steps_are_skipped_when_told_to(tmp_path, monkeypatch):
             run.parameters[0].grad.fill_(torch.nan)
         return loss
 
-    monkeypatch.setattr(loop, "_gather_gradient", spoil)
+    monkeypatch.setattr(loop, "gather_gradient", spoil)
     results = finetune(recipe(on_nan="skip", perturb="nso"), tmp_path / "a")
     assert results["skipped_steps"] == 1
     assert [record["step"] for record in lines(tmp_path / "a") if record.get("skipped")] == [6]
@@ -236,18 +236,41 @@ def test_an_exponential_sigma_ends_at_sigma(tmp_path):
 
 
 def test_the_trace_along_a_run_on_request(tmp_path):
-    finetune(recipe(perturb="nso", live_trace=True), tmp_path / "a")
-    finetune(recipe(perturb="nso"), tmp_path / "b")
-    finetune(recipe(perturb="sam", live_trace=True), tmp_path / "c")
+    seen = {}
+    for out, values in {
+        "a": {"perturb": "nso", "live_trace": True, "live_trace_every": 1},
+        "b": {"perturb": "nso"},
+        "c": {"perturb": "sam", "live_trace": True},
+    }.items():
+        seen[out] = []
+        finetune(recipe(**values), tmp_path / out, progress=lambda *x, o=out: seen[o].append(x))
     metered, plain, sam = ([r for r in lines(tmp_path / x) if "loss" in r] for x in "abc")
+    beside = [x[3] for x in seen["a"] if x[0] == "training"]
+    assert beside[-1].startswith("trace ")
+    assert len(beside) == len(metered)
+    assert all(len(x) == 3 for x in [*seen["b"], *seen["c"]])
     assert metered[0]["live_trace_stderr"] is None
     assert all(r["live_trace"] > 2 * r["live_trace_stderr"] > 0 for r in metered[10:])
     assert not any("live_trace" in r for r in [*plain, *sam])
     assert_same_bits(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
+@pytest.mark.parametrize("method", ["nso:running_statistics=clean", "nso:clean_weight=0.2"])
+@pytest.mark.parametrize("micro_batch_size", [None, 7])
+def test_where_a_pass_runs_at_home_the_losses_tell_the_curvature_too(
+    tmp_path, method, micro_batch_size
+):
+    values = {"sigma": 0.02, "epochs": 9, "live_trace": True, "live_trace_every": 1}
+    finetune(recipe(perturb=method, micro_batch_size=micro_batch_size, **values), tmp_path / "a")
+    last = [r for r in lines(tmp_path / "a") if "loss" in r][-1]
+    found, other = last["live_smoothed_curvature"], last["live_trace"]
+    errors = last["live_smoothed_curvature_stderr"], last["live_trace_stderr"]
+    assert abs(found - other) < 3 * max(errors)
+    assert found > 3 * max(errors) > 0
+
+
 def test_the_trace_along_a_run_goes_on_when_resumed(tmp_path, monkeypatch):
-    metered = recipe(perturb="nso-one-pass", live_trace=True)
+    metered = recipe(perturb="nso-one-pass", live_trace=True, live_trace_every=3)
     finetune(metered, tmp_path / "whole")
     step = loop._timed_step
 

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from flatminima.errors import require
-from flatminima.progress import Progress, silent
+from flatminima.progress import TrainingProgress, silent
 
 if TYPE_CHECKING:
     from flatminima.study import Outcome
 
 
 @contextmanager
-def progress_bars() -> Iterator[Progress]:
+def progress_bars() -> Iterator[TrainingProgress]:
     """A bar for each stage, gone when done; nothing where standard error is no terminal."""
     require("rich", "cli")
     from rich.console import Console
@@ -32,13 +32,14 @@ def progress_bars() -> Iterator[Progress]:
         yield silent
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
+    rest = (TimeRemainingColumn(), TextColumn("{task.fields[beside]}"))
+    with Progress(*columns, *rest, console=console, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
-        def report(stage: str, done: int, total: int) -> None:
+        def report(stage: str, done: int, total: int, beside: str = "") -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
+                tasks[stage] = bars.add_task(stage, total=total, beside=beside)
+            bars.update(tasks[stage], completed=done, total=total, beside=beside)
             if done >= total:
                 bars.remove_task(tasks.pop(stage))
 

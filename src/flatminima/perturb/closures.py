@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flatminima.errors import InputError
-from flatminima.perturb.plans import Pass
+from flatminima.perturb.plans import Pass, Watcher
 from flatminima.perturb.weights import global_norm
 
 SCALED = """a GradScaler drives this step(closure): it unscaled gradients before the closure makes \
@@ -46,9 +46,12 @@ that returns a loss: use passes() and step(), or step(closure) alone"""
 
 
 def call_in_each(
-    passes: Generator[Pass, None, None], closure: Callable[[], Any], leftover: Leftover | None
+    passes: Generator[Pass, None, None],
+    closure: Callable[[], Any],
+    leftover: Leftover | None,
+    watcher: Watcher | None = None,
 ) -> Any:
-    """Call a closure once in each pass.
+    """Call a closure once in each pass, and tell the watcher its losses.
 
     Returns:
         Its loss at W where a pass ran there, else the passes' weighted mean.
@@ -69,6 +72,8 @@ def call_in_each(
                 leftover = None
             check_loss(loss)
             loss = loss.detach() if isinstance(loss, Tensor) else loss
+            if watcher is not None:
+                watcher.returned(loss)
             if at_home is None and current.at_home:
                 at_home = loss
             mean = mean + current.weight * loss

@@ -325,6 +325,9 @@ class Perturbed(Wrapper):
             # A new step, also where a skipped one's gradients were dropped behind our back.
             self._micro_batches, self._staged = 0, None
         draft, resolution = self._new_draft(), self._unchecked_resolution()
+        watcher = self.watcher
+        if watcher is not None and not watcher.begin(self._micro_batches):
+            watcher = None
         running = self._running = Running(
             self._plan(self._steps, samples),
             weights=Weights(self._slots(draft), resolution),
@@ -333,10 +336,8 @@ class Perturbed(Wrapper):
             replay=Replay(p.device for p in parameters) if self.share_masks else None,
             samples=samples,
             isolated=isolated,
-            watcher=self.watcher,
+            watcher=watcher,
         )
-        if self.watcher is not None:
-            self.watcher.begin(self._micro_batches)
         self._samples, finished = samples, False
         try:
             with closing(running.passes()) as passes:
@@ -361,7 +362,7 @@ class Perturbed(Wrapper):
         # What stands in `.grad` after a step is spent; what is there after zero_grad() is new.
         leftover = Leftover(self._trainable()) if self._emptied else None
         self.zero_grad()
-        return call_in_each(self._run(None, isolated=True), closure, leftover)
+        return call_in_each(self._run(None, isolated=True), closure, leftover, self.watcher)
 
     def _trainable(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from flatminima.perturb.shares import WHOLE, Share
 from flatminima.perturb.weights import Weights
@@ -63,14 +63,21 @@ class Turn:
 class Watcher(Protocol):
     """Looks on while passes run, and changes nothing."""
 
-    def begin(self, micro_batch: int) -> None:
-        """The passes of a micro-batch begin, the first of a step if that is 0."""
+    def begin(self, micro_batch: int) -> bool:
+        """The passes of a micro-batch begin, the first of a step if that is 0.
+
+        Returns:
+            Whether to tell of them.
+        """
 
     def start(self, current: Pass, weights: Weights, weight: float) -> None:
         """A pass that counts `weight` is about to run; `.grad` holds what was gathered before."""
 
     def emptied(self) -> None:
         """What `.grad` held at the start of the pass was dropped."""
+
+    def returned(self, loss: Any) -> None:
+        """The closure that ran in the pass returned its loss."""
 
     def end(self, weights: Weights, weight: float) -> None:
         """The pass has run: its gradient was added to `.grad`."""

@@ -118,10 +118,9 @@ class Weights:
             torch.clear_autocast_cache()
             self._home = None
 
-    def displacements(self) -> Iterator[Tensor]:
-        """How far each weight is from W, in the order of `slots`, as rounding left it."""
-        for tensor, home in zip(self._tensors, self._home or self._tensors, strict=True):
-            yield tensor.detach() - home
+    def positions(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Where each weight is, and its W, in the order of `slots`; of sharded ones this part."""
+        return zip(self._tensors, self._home or self._tensors, strict=True)
 
     @property
     def away(self) -> bool:

@@ -18,7 +18,7 @@ from flatminima.objectives import Supervised
 from flatminima.optim import VariationalAdam
 from flatminima.perturb import NSO, Perturbed, card, options
 from flatminima.progress import Progress, silent
-from flatminima.training import loop, models
+from flatminima.training import models
 from flatminima.training.averaging import Average
 from flatminima.training.batches import batches_per_epoch
 from flatminima.training.data.encode import encode
@@ -35,6 +35,7 @@ from flatminima.training.methods import (
 from flatminima.training.pretrain import pretrain
 from flatminima.training.recipe import Recipe, parse_method
 from flatminima.training.specs import LoopSpec, OptimizerSpec
+from flatminima.training.state import Run
 from flatminima.training.threads import fitting_threads
 
 
@@ -83,7 +84,7 @@ def _absolute(place: str) -> str:
     return f"{prefix}{colon}{path.resolve()}" if path.exists() else place
 
 
-def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> loop.Run:
+def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> Run:
     """What the loop works with.
 
     Raises:
@@ -111,7 +112,7 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> l
         validation = encode(data.validation, data, prepared.built.encoding)
     else:
         _check_choosing(recipe, data)
-    return loop.Run(
+    return Run(
         accelerator=accelerator,
         model=model,
         optimizer=optimizer,
@@ -128,15 +129,15 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> l
         ),
         companions=prepared.built.companions,
         average=_average(accelerator.unwrap_model(model), recipe.loop, total, per_epoch),
-        meter=_meter(optimizer) if recipe.loop.live_trace else None,
+        meter=_meter(optimizer, recipe.loop) if recipe.loop.live_trace else None,
     )
 
 
-def _meter(optimizer: Perturbed) -> LiveTrace | None:
+def _meter(optimizer: Perturbed, spec: LoopSpec) -> LiveTrace | None:
     """What reads the trace off the passes; of the methods of a study, some say nothing of it."""
     if not isinstance(optimizer, NSO) or optimizer.scale.name != "absolute":
         return None
-    return LiveTrace(optimizer)
+    return LiveTrace(optimizer, every=spec.live_trace_every)
 
 
 def _average(model: torch.nn.Module, spec: LoopSpec, total: int, per_epoch: int) -> Average | None:

@@ -4,109 +4,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor
 
 from flatminima.errors import InputError
-from flatminima.measure import LiveTrace
-from flatminima.objectives import Objective
-from flatminima.perturb import Perturbed, global_norm
-from flatminima.perturb.shares import cut, sample_count
-from flatminima.progress import Progress
+from flatminima.measure import Estimate
+from flatminima.perturb.shares import sample_count
+from flatminima.progress import TrainingProgress
 from flatminima.training import checkpoint
-from flatminima.training.averaging import Average
-from flatminima.training.batches import Epoch, batches_per_epoch
-from flatminima.training.directory import RunDirectory
+from flatminima.training.batches import Epoch
 from flatminima.training.evaluate import Score, evaluate, loader, to_device
+from flatminima.training.gradient import clip, gather_gradient
 from flatminima.training.interrupts import Interrupted, Request, deferred
-from flatminima.training.logs import Log
-from flatminima.training.specs import LoopSpec
+from flatminima.training.state import Run, State
 
 
 class NonFinite(InputError):
     """A loss or gradient that is not finite ended the run."""
 
 
-@dataclass
-class State:
-    """How far a run has come; it is checkpointed, and nothing else is needed beside the tensors.
-
-    Attributes:
-        step: Steps taken, skipped ones included.
-        gradients: Gradients computed, in batches.
-        seconds: Time spent in steps.
-        skipped: Steps left out because a loss or gradient was not finite.
-        best_accuracy: Best validation accuracy so far.
-        best_step: The step it was reached at.
-        stale_epochs: Epochs since then.
-        stopped_early: Whether that ended the run.
-    """
-
-    step: int = 0
-    gradients: float = 0.0
-    seconds: float = 0.0
-    skipped: int = 0
-    best_accuracy: float = -math.inf
-    best_step: int = 0
-    stale_epochs: int = 0
-    stopped_early: bool = False
-
-
-@dataclass
-class Run:
-    """What a run works with.
-
-    Attributes:
-        accelerator: Of Hugging Face accelerate: device, processes, mixed precision.
-        model: As prepared by the accelerator.
-        optimizer: Decides where gradients are taken.
-        scheduler: Of the learning rate, stepped after each step.
-        objective: What is minimized.
-        train: Encoded training set.
-        validation: Encoded validation set; None where there is none.
-        spec: The loop's settings, defaults filled in.
-        max_grad_norm: Clips the averaged gradient; None does not.
-        total_steps: When to end.
-        directory: Where to write; None on processes that write nothing.
-        log: Takes the records of steps and epochs.
-        companions: Writes what belongs beside the weights of a checkpoint.
-        average: Gathers the mean of the weights; None where none is kept.
-        meter: Reads the Hessian's trace off the passes; None where none is asked for.
-    """
-
-    accelerator: Any
-    model: nn.Module
-    optimizer: Perturbed
-    scheduler: LambdaLR
-    objective: Objective
-    train: Any
-    validation: Any | None
-    spec: LoopSpec
-    max_grad_norm: float | None
-    total_steps: int
-    directory: RunDirectory
-    log: Log
-    companions: Callable[[Path], None]
-    average: Average | None = None
-    meter: LiveTrace | None = None
-
-    def __post_init__(self) -> None:
-        # accelerate steps the optimizer through this, for its gradient scaler.
-        self.stepper = self.accelerator.prepare_optimizer(self.optimizer)
-        self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
-        self.per_epoch = batches_per_epoch(
-            len(self.train), self.spec.batch_size, self.accelerator.num_processes
-        )
-
-
-def train(run: Run, state: State, progress: Progress) -> State:
+def train(run: Run, state: State, progress: TrainingProgress) -> State:
     """Train from where `state` stands to the last step, and return the final state.
 
     Raises:
@@ -118,7 +39,7 @@ def train(run: Run, state: State, progress: Progress) -> State:
         while state.step < run.total_steps and not state.stopped_early:
             for samples, batch in _rest_of_epoch(run, state.step):
                 _timed_step(run, state, samples, batch)
-                progress("training", state.step, run.total_steps)
+                progress("training", state.step, run.total_steps, *_beside(run))
                 epoch_done = state.step % run.per_epoch == 0 or state.step == run.total_steps
                 if epoch_done:
                     _end_of_epoch(run, state)
@@ -167,8 +88,8 @@ def _timed_step(run: Run, state: State, samples: int, batch: Any) -> None:
     started = time.perf_counter()
     before = [b.clone() for b in run.model.buffers()] if run.spec.on_nan == "skip" else []
     batch = to_device(batch, run.accelerator.device)
-    loss = _gather_gradient(run, state, samples, batch)
-    norm = _clip(run)
+    loss = gather_gradient(run, state, samples, batch)
+    norm = clip(run)
     finite = bool(torch.isfinite(norm)) and (
         run.accelerator.num_processes > 1 or bool(torch.isfinite(loss))
     )
@@ -205,66 +126,26 @@ def _timed_step(run: Run, state: State, samples: int, batch: Any) -> None:
 
 
 def _live(run: Run) -> dict[str, float | None]:
-    """The trace along the run so far, where it is metered; None where it is not known yet."""
-    if run.meter is None:
-        return {}
-    found = run.meter.estimate().to_dict()
-    return {"live_trace": found["value"], "live_trace_stderr": found["stderr"]}
+    """The curvature along the run so far, where it is metered; None where it is not known yet."""
+    found: dict[str, Estimate] = {}
+    if run.meter is not None:
+        found["live_trace"] = run.meter.estimate()
+        if run.meter.compares_losses:
+            found["live_smoothed_curvature"] = run.meter.smoothed_curvature()
+            found["live_trace_corrected"] = run.meter.corrected()
+    numbers = {
+        name: number
+        for first, estimate in found.items()
+        for name, number in ((first, estimate.value), (f"{first}_stderr", estimate.stderr))
+    }
+    return {name: x if math.isfinite(x) else None for name, x in numbers.items()}
 
 
-def _gather_gradient(run: Run, state: State, total: int, batch: Any) -> Tensor:
-    """Run the passes of a step; the loss at W where a pass ran there, else the passes' mean."""
-    accelerator, optimizer = run.accelerator, run.optimizer
-    own = sample_count(batch)
-    # Processes average their gradients, so each counts its mean loss by its part of the samples.
-    share = own * accelerator.num_processes / total
-    at_home = mean = torch.zeros((), device=accelerator.device)
-    seen_home = False
-    size = run.spec.micro_batch_size or own
-    parts = list(_pieces(batch, size)) if optimizer.by_micro_batch else [batch]
-    for part in parts:
-        part_samples = sample_count(part)
-        for piece in optimizer.passes(part):
-            current = optimizer.current_pass
-            assert current is not None
-            samples = sample_count(piece)
-            loss = torch.zeros((), device=accelerator.device)
-            done = 0
-            for micro in _pieces(piece, size):
-                count = sample_count(micro)
-                done += count
-                last = optimizer.must_synchronize and done == samples and part is parts[-1]
-                with nullcontext() if last else accelerator.no_sync(run.model):
-                    with accelerator.autocast(), torch.set_grad_enabled(current.backward):
-                        value = run.objective(run.model, micro)
-                    if current.backward:
-                        accelerator.backward(
-                            value * (share * (part_samples / own) * (count / samples))
-                        )
-                loss = loss + value.detach().float() * (count / samples)
-            if current.at_home:
-                at_home, seen_home = at_home + loss * (samples / own), True
-            mean = mean + loss * (current.weight * samples / own)
-            state.gradients += current.backward * samples / own
-    return at_home if seen_home else mean
-
-
-def _pieces(batch: Any, size: int) -> Iterator[Any]:
-    """A batch in pieces of `size` samples, the last with what is left."""
-    samples = sample_count(batch)
-    for start in range(0, samples, size):
-        stop = min(start + size, samples)
-        yield cut(batch, start, stop, samples) if size < samples else batch
-
-
-def _clip(run: Run) -> Tensor:
-    """Clip the gradient if asked to; its norm before that."""
-    if run.max_grad_norm is not None:
-        norm: Tensor = run.accelerator.clip_grad_norm_(run.parameters, run.max_grad_norm)
-        return norm
-    run.accelerator.unscale_gradients(run.stepper)
-    gradients = [p.grad for p in run.parameters if p.grad is not None]
-    return global_norm(gradients) if gradients else torch.zeros(())
+def _beside(run: Run) -> tuple[str, ...]:
+    """What to show beside the progress of the steps, if there is something."""
+    if run.meter is None or not math.isfinite(run.meter.last()):
+        return ()
+    return (f"trace {run.meter.estimate()}",)
 
 
 def _end_of_epoch(run: Run, state: State) -> None:

@@ -57,6 +57,7 @@ class Recipe:
         _at_least("max_grad_norm", self.optimizer.max_grad_norm, 1e-30)
         for name in ("epochs", "batch_size", "micro_batch_size", "early_stopping", "save_every"):
             _at_least(name, getattr(self.loop, name), 1)
+        _at_least("live_trace_every", self.loop.live_trace_every, 1)
         for name in ("probes", "draws"):
             _at_least(name, getattr(self.measure, name), 2)
         _at_least("measure_samples", self.measure.measure_samples, 1)

@@ -16,7 +16,7 @@ from flatminima.errors import InputError
 from flatminima.files import write_json
 from flatminima.measure import CurvatureReport, curvature
 from flatminima.objectives import Supervised
-from flatminima.progress import Progress, silent
+from flatminima.progress import Progress, TrainingProgress, silent
 from flatminima.training import checkpoint, loop
 from flatminima.training.assemble import Prepared, assemble, make_accelerator, prepare
 from flatminima.training.data.encode import encode
@@ -25,13 +25,14 @@ from flatminima.training.evaluate import evaluate, loader, to_device
 from flatminima.training.interrupts import Interrupted
 from flatminima.training.memory import peak_bytes, reset_peak
 from flatminima.training.recipe import Recipe
+from flatminima.training.state import Run, State
 from flatminima.training.threads import fitting_threads
 
 Say = Callable[[str], None]
 
 
 def finetune(
-    recipe: Recipe, out: Path, *, progress: Progress = silent, say: Say = print
+    recipe: Recipe, out: Path, *, progress: TrainingProgress = silent, say: Say = print
 ) -> dict[str, Any]:
     """Start a run, train, measure, and leave its results in a new directory.
 
@@ -59,11 +60,11 @@ def finetune(
             directory.create(prepared.recipe)
             write_json(directory.data, prepared.data.report)
         try:
-            loop.save(run, loop.State())
+            loop.save(run, State())
         except InputError:
             directory.abandon()
             raise
-        return _train_and_measure(prepared, run, loop.State(), progress, say)
+        return _train_and_measure(prepared, run, State(), progress, say)
 
 
 CHANGEABLE = ("lr", "max_grad_norm", "on_nan")
@@ -74,7 +75,7 @@ def resume(
     out: Path,
     *,
     changes: Mapping[str, Any] | None = None,
-    progress: Progress = silent,
+    progress: TrainingProgress = silent,
     say: Say = print,
 ) -> dict[str, Any]:
     """Continue a run exactly where its last whole checkpoint stands.
@@ -106,7 +107,7 @@ def resume(
     directory.check_data(prepared.data.report)
     with fitting_threads(prepared.built.model):
         run = assemble(prepared, directory, accelerator)
-        state = loop.State() if found is None else loop.load(run, found)
+        state = State() if found is None else loop.load(run, found)
         # Also where an earlier resume changed it and ended before it saved.
         rate = prepared.recipe.optimizer.lr
         if rate is not None and rate not in run.scheduler.base_lrs:
@@ -180,7 +181,7 @@ def measured_batches(
 
 
 def _train_and_measure(
-    prepared: Prepared, run: loop.Run, state: loop.State, progress: Progress, say: Say
+    prepared: Prepared, run: Run, state: State, progress: TrainingProgress, say: Say
 ) -> dict[str, Any]:
     reset_peak()
     try:

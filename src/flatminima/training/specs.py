@@ -122,6 +122,9 @@ class LoopSpec:
     live_trace: bool = _option(
         False, "log the Hessian trace along the run, from NSO's own passes (one process)"
     )
+    live_trace_every: int = _option(
+        10, "look at each n-th noisy step for it; 1 is best for large models"
+    )
     tensorboard: bool = _option(False, "also write TensorBoard logs")
 
 
