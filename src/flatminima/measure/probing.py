@@ -300,4 +300,4 @@ class HutchPlusPlus(Probing):
 
 def _mean_square(columns: Tensor) -> float:
     norm = torch.linalg.vector_norm(columns, dtype=torch.float64)
-    return norm.item() ** 2 / columns.shape[1]
+    return float(norm.item() ** 2) / columns.shape[1]
