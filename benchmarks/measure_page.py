@@ -1,17 +1,10 @@
-"""Write the tables of docs/performance-of-measuring.md from docs/results/measure.json.
-
-python benchmarks/measure_page.py
-"""
+"""The tables of docs/performance-of-measuring.md, from docs/results/measure.json."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from readme import ROOT, fill
-
-PAGE = ROOT / "docs/performance-of-measuring.md"
 OURS, SLOWEST = "flatminima", "PyHessian"
 
 
@@ -206,9 +199,4 @@ TABLES = {
     "memory": memory_table,
     "products": product_table,
 }
-
-
-if __name__ == "__main__":
-    results = json.loads((ROOT / "docs/results/measure.json").read_text())
-    for name, build in TABLES.items():
-        fill(PAGE, name, build(results))
+"""By their names on the page."""

@@ -85,6 +85,17 @@ def test_xtrace_needs_far_fewer_products_where_the_spectrum_decays():
     assert abs(fine.value - (200 * (1 - 0.5**12) + 0.3)) < 4 * fine.stderr + 1e-9
 
 
+def test_auto_makes_test_vectors_of_twelve_products_and_probes_of_fewer():
+    operator = Dense(decaying(120, 0.7))
+    truth = operator.matrix.trace().item()
+    twelve = [hessian_trace(operator, probes=12, seed=seed) for seed in range(200)]
+    fewer = [hessian_trace(operator, probes=11, seed=seed) for seed in range(200)]
+    assert {e.samples for e in twelve} == {6}
+    assert {e.samples for e in fewer} == {11}
+    rms = [sum((e.value / truth - 1) ** 2 for e in found) for found in (twelve, fewer)]
+    assert rms[0] < rms[1] / 2
+
+
 def test_auto_turns_to_hutchinson_where_the_spectrum_is_flat():
     estimate = hessian_trace(Dense(symmetric(200)), probes=80)
     assert estimate.method == "Hutchinson, Rademacher probes; matrix"
