@@ -1,9 +1,16 @@
 """Time, products and memory of curvature measures, beside the other libraries' in one process.
 
-    python benchmarks/measure.py
+    python -m venv peers
+    peers/bin/pip install -e '.[cli,text]' pytest \\
+        curvlinops-for-pytorch hessian-eigenthings pyhessian
+    OMP_NUM_THREADS=1 peers/bin/python benchmarks/measure.py
+    peers/bin/python benchmarks/measure.py resnet --parts traces memory
+    peers/bin/python -m pytest tests/measure/test_peers.py
 
-One thread, about 12 minutes. Libraries that are not installed are left out. Writes
-docs/results/measure.json and, beside it, the machine; `make readme` makes the docs' tables.
+An environment of its own, since the other libraries bring much that flatminima does without; those
+that are not installed are left out. One thread, about 20 minutes; networks and parts can be run one
+at a time. Writes docs/results/measure.json and, beside it, the machine; `make readme` makes the
+docs' tables.
 
 Seconds are CPU seconds of the process, which other work on the machine moves little; the repeats of
 a row go round the libraries in turn. All estimators of the trace are unbiased, so the error of one
@@ -32,6 +39,7 @@ from measure_memory import TASKS as MEMORY_TASKS
 from measure_subjects import NETWORKS, Subject, subject
 from torch import nn
 
+import flatminima
 from flatminima.files import write_json
 from flatminima.measure import Hessian, hessian_trace
 from flatminima.objectives import Supervised
@@ -40,19 +48,15 @@ from flatminima.training.directory import _version, environment
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/results"
 TARGETS = (0.05, 0.01)
-SEEDS, REPEATS = 8, 5
+SEEDS, REPEATS = 16, 5
 MOST_PRODUCTS = 600
 PROBES_TIMED = 40
 EIGENVALUES, EIGEN_ERROR = (1, 20), 1e-3
 PEERS = ("curvlinops-for-pytorch", "hessian-eigenthings", "PyHessian", "scipy")
 
 
-def measure(name: str, libraries: list[str]) -> dict[str, Any]:
-    """All rows of one network."""
-    network = subject(name)
-    made = {library: LIBRARIES[library][0](network) for library in libraries}
-    for one in made.values():  # what is slow only once
-        one.trace(12, 0)
+def described(network: Subject, made: dict[str, Any]) -> dict[str, Any]:
+    """The network, and whether its products are right."""
     return {
         "parameters": network.parameters,
         "samples": sum(len(y) for _, y in network.batches),
@@ -61,10 +65,6 @@ def measure(name: str, libraries: list[str]) -> dict[str, Any]:
         "loss": network.loss,
         "product_errors": product_errors(network, made),
         "gradient_seconds": spread([clocked(lambda: gradient(network)) for _ in range(9)]),
-        **traces(made),
-        "stop_rules": stop_rules(made),
-        "eigenvalues": {str(k): eigenvalues(made, k) for k in EIGENVALUES},
-        "memory": memory(name, libraries),
     }
 
 
@@ -80,7 +80,7 @@ def product_errors(network: Subject, made: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def traces(made: dict[str, Any]) -> dict[str, Any]:
+def traces(network: Subject, made: dict[str, Any]) -> dict[str, Any]:
     """How many products each needs for an error, and their time."""
     found: dict[str, dict[int, list[float]]] = {library: {} for library in made}
     needed: dict[str, dict[float, int | None]] = {}
@@ -119,7 +119,7 @@ def products_needed(one: Any, runs: dict[int, list[float]]) -> dict[float, int |
 
 def _search(error: Callable[[int], float], target: float, multiple: int) -> int | None:
     low, high, m = None, None, 24
-    while high is None or low is None or high > 1.5 * low:
+    while high is None or low is None or high > 2 * low:
         if error(m) <= target:
             high, guess = m, m / 2 if low is None else math.sqrt(m * low)
         else:
@@ -164,7 +164,7 @@ def timed_traces(made: dict[str, Any], counts: dict[str, int | None]) -> dict[st
     }
 
 
-def stop_rules(made: dict[str, Any]) -> dict[str, Any]:
+def stop_rules(network: Subject, made: dict[str, Any]) -> dict[str, Any]:
     """What comes out where the library itself says when to stop."""
     rules: dict[str, Callable[[int], tuple[float, int]]] = {}
     ours = made.get("flatminima")
@@ -182,7 +182,7 @@ def stop_rules(made: dict[str, Any]) -> dict[str, Any]:
             return float(np.mean(forms)), len(forms)
 
         rules["PyHessian, tol=1e-3"] = settled
-    return {rule: _ruled(run) for rule, run in rules.items()}
+    return {"stop_rules": {rule: _ruled(run) for rule, run in rules.items()}}
 
 
 def _ruled(run: Callable[[int], tuple[float, int]]) -> dict[str, Any]:
@@ -201,7 +201,12 @@ def _ruled(run: Callable[[int], tuple[float, int]]) -> dict[str, Any]:
     }
 
 
-def eigenvalues(made: dict[str, Any], k: int) -> dict[str, Any]:
+def eigenvalues(network: Subject, made: dict[str, Any]) -> dict[str, Any]:
+    """For each k; see `_eigenvalues`."""
+    return {"eigenvalues": {str(k): _eigenvalues(made, k) for k in EIGENVALUES}}
+
+
+def _eigenvalues(made: dict[str, Any], k: int) -> dict[str, Any]:
     """The time at the cheapest setting that is right for every seed, and at the default one."""
     seeds = range(5 if k == 1 else 3)
     truth = made["flatminima"].eigenvalues(k, 1e-5, seed=1000)
@@ -253,19 +258,20 @@ def _eigen_run(
     return seconds, one.products - products, one.gradients - gradients, error
 
 
-def memory(name: str, libraries: list[str]) -> dict[str, int | None]:
+def memory(network: Subject, made: dict[str, Any]) -> dict[str, Any]:
     """Resident bytes beyond the model and its data, each in a process of its own."""
     file = str(Path(__file__).with_name("measure_memory.py"))
     found: dict[str, int | None] = {}
     for task, needs in MEMORY_TASKS.items():
-        if needs is not None and needs not in libraries:
+        if needs is not None and needs not in made:
             continue
-        command = [sys.executable, file, name, task]
+        command = [sys.executable, file, network.name, task]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         found[task] = int(done.stdout) if done.returncode == 0 else None
         if done.returncode:
-            print(f"memory of {name}, {task}: {done.stderr.splitlines()[-1]}", file=sys.stderr)
-    return found
+            why = done.stderr.splitlines()[-1]
+            print(f"memory of {network.name}, {task}: {why}", file=sys.stderr)
+    return {"memory": found}
 
 
 def gradient(network: Subject) -> None:
@@ -288,21 +294,37 @@ def relative_deviation(values: list[float]) -> float:
     return statistics.stdev(values) / abs(statistics.mean(values))
 
 
+PARTS: dict[str, Callable[[Subject, dict[str, Any]], dict[str, Any]]] = {
+    "network": described,
+    "traces": traces,
+    "stop_rules": stop_rules,
+    "eigenvalues": eigenvalues,
+    "memory": memory,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     # Others' warnings, on every product.
     warnings.filterwarnings("ignore", message="Using backward.. with create_graph")
-    libraries = installed()
     file = RESULTS / "measure.json"
     found = json.loads(file.read_text()) if file.exists() else {}
     for name in arguments.networks:
-        found[name] = measure(name, libraries)
-        write_json(file, found)
+        network = subject(name)
+        made = {library: LIBRARIES[library][0](network) for library in installed()}
+        for one in made.values():  # what is slow only once
+            one.trace(12, 0)
+        for part in arguments.parts:
+            found.setdefault(name, {}).update(PARTS[part](network, made))
+            write_json(file, found)
     machine = environment()
     machine["packages"] |= {name: _version(name) for name in PEERS}
+    # Also where it is not installed but found on the path.
+    machine["packages"]["flatminima"] = flatminima.__version__
     write_json(RESULTS / "measure-environment.json", machine)
 
 

@@ -74,7 +74,7 @@ def main() -> None:
     torch.set_num_threads(1)
     network = subject(name, samples=SAMPLES, batch=SAMPLES)
     (x, y), *_ = network.batches
-    small = Subject(network.model, [(x[:8], y[:8])], network.accuracy, network.loss)
+    small = Subject(name, network.model, [(x[:8], y[:8])], network.accuracy, network.loss)
     run(task, small)
     network.model.zero_grad()
     ctypes.CDLL("libc.so.6").malloc_trim(0)

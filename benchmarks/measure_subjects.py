@@ -18,6 +18,7 @@ TRAINING, BATCH = 1200, 64
 class Subject:
     """A trained network in evaluation mode, and the batches that its mean loss is over."""
 
+    name: str
     model: nn.Module
     batches: list[tuple[Tensor, Tensor]]
     accuracy: float
@@ -138,4 +139,4 @@ def subject(name: str, samples: int = 128, batch: int = BATCH) -> Subject:
         accuracy = (model(x[test]).argmax(1) == y[test]).float().mean().item()
         loss = nn.functional.cross_entropy(model(x[train[:samples]]), y[train[:samples]]).item()
     measured = train[:samples].split(batch)
-    return Subject(model, [(x[part], y[part]) for part in measured], accuracy, loss)
+    return Subject(name, model, [(x[part], y[part]) for part in measured], accuracy, loss)

@@ -165,9 +165,10 @@ class XTrace(Probing):
         return self.done + 2 <= self._budget
 
     def round(self) -> Probing:
-        """Test vectors for up to `ROUND` products."""
+        """Up to `ROUND` test vectors; half as many once an error is asked for and can be met."""
         count = self.samples.shape[1]
-        size = max(1, round_size(self._operator, self.done, self._budget) // 2)
+        room = round_size(self._operator, 0, (self._budget - self.done) // 2)
+        size = min(room, self._width if count else ROUND)
         tests = probe_vectors(self._operator, range(count, count + size), self._seed, "normal")
         self._state.add(tests, self.batches.multiply(self._operator, tests))
         self.samples = self._state.samples(self._operator.blocks)
@@ -178,6 +179,11 @@ class XTrace(Probing):
         """The mean, and sqrt(2) times the leave-one-out error; see `hessian_trace`."""
         value, stderr = mean_and_stderr(samples)
         return value, math.sqrt(2) * stderr
+
+    @property
+    def _width(self) -> int:
+        """Test vectors of a later round: wide blocks are cheaper, narrow ones stop sooner."""
+        return ROUND if self._rel_error is None else ROUND // 2
 
     def _better(self) -> Probing:
         """What promises the least error for what is left of the budget."""
@@ -199,7 +205,7 @@ class XTrace(Probing):
 
     def _stalls(self, count: int, before: tuple[int, float]) -> bool:
         """Whether the next round takes off less error than its products would as single probes."""
-        more, rest, to_come = ROUND // 2, self._state.rest, self._to_come(count)
+        more, rest, to_come = self._width, self._state.rest, self._to_come(count)
         if to_come <= 2 * more or rest <= 0:
             return False
         # The variance falls like a power of the number of test vectors.

@@ -24,8 +24,8 @@ FEWEST = 20
 """Products before an error is believed."""
 
 SKETCHED = 12
-"""Products from which on "auto" makes test vectors of them. Fewer than six vectors may not hold what is
-large in the matrix, and then do not show it in their error either."""
+"""Products from which on "auto" makes test vectors of them. Fewer than six vectors may not hold
+what is large in the matrix, and then do not show it in their error either."""
 
 XTRACE_BYTES = 2**31
 """The most memory that "auto" gives to XTrace."""
