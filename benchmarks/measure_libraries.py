@@ -205,7 +205,7 @@ class PyHessian:
     def eigenvalues(self, k: int, setting: float, seed: int) -> Tensor:
         torch.manual_seed(seed)
         values, _ = self.operator.eigenvalues(maxIter=1000, tol=setting, top_n=k)
-        return torch.tensor(values).sort(descending=True).values
+        return torch.tensor(sorted(values, key=abs, reverse=True))
 
 
 LIBRARIES: dict[str, tuple[Callable[[Subject], Any], str]] = {
