@@ -189,11 +189,16 @@ def _reached(entry: Mapping[str, Any]) -> Any:
 
 
 def _ratio(entry: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    return f"{entry['seconds']['median'] / ours['seconds']['median']:.2g}"
+    return _two_digits(_times(entry, ours))
 
 
 def _seconds(spread: Mapping[str, float]) -> str:
-    return f"{spread['median']:.2g} ({spread['low']:.2g} to {spread['high']:.2g})"
+    median, low, high = (_two_digits(spread[name]) for name in ("median", "low", "high"))
+    return f"{median} ({low} to {high})"
+
+
+def _two_digits(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _table(lines: list[str]) -> str:
