@@ -6,13 +6,23 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint examples readme clean
+.PHONY: demo test browser lint examples readme clean
 
 demo: .venv/installed-demo
 	$(BIN)/flatminima compare --recipe recipes/demo.yaml --out runs/demo
+	for method in plain nso; do \
+		$(BIN)/flatminima measure runs/demo/$$method/seed-0 --sigmas 0.02,0.05,0.1,0.2 --density --bound \
+			> /dev/null || exit 1; \
+	done
+	$(BIN)/flatminima landscape runs/demo/plain/seed-0 runs/demo/nso/seed-0 > /dev/null
+	$(BIN)/flatminima report runs/demo
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
+
+# For the tests of the report, which are skipped where there is none. As root, on Debian.
+browser:
+	command -v chromium || { apt-get update && apt-get install --yes --no-install-recommends chromium; }
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -33,7 +43,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/installed-demo: .venv/bin/python pyproject.toml constraints.txt
-	$(INSTALL) --editable '.[cli]'
+	$(INSTALL) --editable '.[cli,report]'
 	touch $@
 
 .venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt

@@ -37,10 +37,10 @@ from flatminima.files import write_json
 from flatminima.measure import Hessian
 from flatminima.training import loop
 from flatminima.training.assemble import assemble, make_accelerator, prepare
+from flatminima.training.curvature import measured_batches
 from flatminima.training.directory import RunDirectory, environment
 from flatminima.training.networks import MLP
 from flatminima.training.recipe import Recipe, read
-from flatminima.training.run import measured_batches
 from flatminima.training.state import State
 
 ROOT = Path(__file__).parents[1]

@@ -199,6 +199,32 @@ def _grid(batches: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {k} | {' | '.join(v)} |" for k, v in rows.items()), ""])
 
 
+def landscape_times() -> str:
+    """What a point of a landscape takes, beside another library."""
+    found = json.loads((ROOT / "docs/results/landscape.json").read_text())
+    lines = ["| library | slice | seconds | microseconds a point |", "| :-- | :-- | --: | --: |"]
+    for library in ("flatminima", "loss-landscapes"):
+        entry = found[library]
+        for slice_, times in entry["slices"].items():
+            cells = [f"{library} {entry['version']}", slice_]
+            cells += [f"{times['seconds']:.2f}", f"{times['microseconds_per_point']:.0f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def report_size() -> str:
+    """How large a page is, and how long it takes to open."""
+    found = json.loads((ROOT / "docs/results/report.json").read_text())
+    opened = found["seconds_to_open"]
+    return (
+        f"The page of a study of {found['methods']} methods and {found['seeds']} seeds, with "
+        f"{found['steps']} logged steps each, has {found['megabytes']:.1f} MB, is made in "
+        f"{found['seconds_to_make']:.1f} s, and opens in {opened['median']:.1f} s (median; the "
+        f"slowest of {found['openings']}: {opened['largest']:.1f} s) in headless Chromium on 2 "
+        "cores.\n"
+    )
+
+
 def method_cards() -> str:
     """A section for each method."""
     return "\n".join(_section(card) for card in cards())
@@ -236,6 +262,8 @@ if __name__ == "__main__":
     fill(ROOT / "docs/how-to/finding-sigma.md", "start values", start_sigma_table())
     fill(ROOT / "docs/measuring.md", "cost of the live trace", live_cost_table())
     fill(ROOT / "docs/measuring.md", "live trace along runs", live_run_table())
+    fill(ROOT / "docs/landscapes.md", "time of a landscape", landscape_times())
+    fill(ROOT / "docs/report.md", "report's size", report_size())
     fill(ROOT / "docs/methods.md", "method cards", method_cards())
     fill(ROOT / "docs/concepts/one-pass.md", "one-pass", one_pass_tables())
     for name, references in COMPARISONS.items():

@@ -29,7 +29,8 @@ MAY_KNOW = {
     "training": {"errors", "files", "progress", *CORE},
     "integrations": {"errors", "perturb"},
     "study": {"errors", "files", "progress", "training"},
-    "cli": {"errors", "files", "progress", "training", "study", "flatminima", *CORE},
+    "report": {"errors", "files", "study"},
+    "cli": {"errors", "files", "progress", "training", "study", "report", "flatminima", *CORE},
     "__main__": {"cli"},
     "flatminima": {"errors", *CORE},
 }
@@ -198,6 +199,16 @@ def test_the_page_of_measures_shows_the_committed_results_of_the_live_trace():
     page = (ROOT / "docs/measuring.md").read_text()
     assert tables["live_cost_table"]() in page
     assert tables["live_run_table"]() in page
+
+
+def test_the_page_on_landscapes_shows_the_committed_results():
+    tables = runpy.run_path(str(ROOT / "benchmarks/readme.py"))
+    assert tables["landscape_times"]() in (ROOT / "docs/landscapes.md").read_text()
+
+
+def test_the_page_on_reports_shows_the_committed_results():
+    tables = runpy.run_path(str(ROOT / "benchmarks/readme.py"))
+    assert tables["report_size"]() in (ROOT / "docs/report.md").read_text()
 
 
 def test_the_page_on_one_pass_shows_the_committed_results():

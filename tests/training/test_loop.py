@@ -1,6 +1,7 @@
 """Runs on the digits, small enough for a second each."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -51,6 +52,7 @@ def test_a_run_leaves_an_open_directory(tmp_path, method):
         "environment.json",
         "data.json",
         "metrics.jsonl",
+        "predictions.json",
         "results.json",
         "checkpoints",
     }
@@ -466,3 +468,20 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FLATMINIMA_CACHE", str(tmp_path / "file" / "cache"))
     assert finetune(recipe(pretrain=True, epochs=1), tmp_path / "a")["steps"] == 7
+
+
+def test_measuring_along_the_way_changes_nothing_of_the_run(tmp_path):
+    settings = {"epochs": 4, "pretrain": False, "measure": False, "perturb": "nso", "model": "cnn"}
+    few = {"probes": 4, "draws": 4}
+    weights = []
+    for name, extra in (("without", {}), ("with", {"measure_every": 2})):
+        finetune(
+            Recipe.from_flat({**settings, **few, **extra}), tmp_path / name, say=lambda text: None
+        )
+        weights.append((tmp_path / name / "checkpoints/last/model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    lines = (tmp_path / "with" / "metrics.jsonl").read_text().splitlines()
+    measured = [json.loads(line) for line in lines if "hessian_trace" in line]
+    assert [record["epoch"] for record in measured] == [2, 4]
+    for name in ("test_loss", "test_accuracy", "perturbation_gap", "top_eigenvalue"):
+        assert all(math.isfinite(record[name]) for record in measured)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from flatminima.cli import flags, screen
+from flatminima.cli import flags, report, screen
 from flatminima.training.recipe import Recipe
 
 METHODS, SEEDS = "plain,nso-one-pass,nso,sam", 5
@@ -82,4 +82,5 @@ def run(arguments: argparse.Namespace) -> int:
         raise KeyboardInterrupt("stopped; the same command again continues the study") from None
     screen.show(rich_table(summary), rich_table(summary, narrow=True))
     print(f"study directory: {arguments.out}")
+    report.of_study(arguments.out)
     return 1 if summary["failed"] else 0

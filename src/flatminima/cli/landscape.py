@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flatminima.cli import flags, screen
 from flatminima.errors import InputError
+from flatminima.progress import silent
 from flatminima.training.recipe import flag
 
 if TYPE_CHECKING:
@@ -80,6 +81,14 @@ def run(arguments: argparse.Namespace) -> int:
     said = flags.given(arguments)
     if arguments.plot is not None:
         flags.check_picture(arguments.plot)
+    from flatminima.training.processes import process_group
+
+    with process_group() as first:
+        return _slice(arguments, said, first)
+
+
+def _slice(arguments: argparse.Namespace, said: dict[str, Any], first: bool) -> int:
+    """What `run` does; of several processes the first writes and prints."""
     from flatminima.training.slicing import SliceSettings, slice_between, slice_target
 
     asked = {name: getattr(arguments, f"slice_{name}") for name, *_ in SETTINGS}
@@ -87,18 +96,23 @@ def run(arguments: argparse.Namespace) -> int:
     found: dict[str, Landscape] = {}
     with screen.progress_bars() as progress:
         common: dict[str, Any] = {"earlier": _partial, "progress": progress, "say": screen.say}
+        if not first:
+            common |= {"progress": silent, "say": _nothing}
         if settings.directions == "between":
             one, file = slice_between(arguments.targets, said, settings, **common)
             found[" - ".join(arguments.targets)] = one
-            _write(one, file)
+            _write(one, file if first else None)
         else:
             _check_targets(arguments.targets)
             for target in arguments.targets:
                 one, file = slice_target(target, said, settings, **common)
                 found[target] = one
-                _write(one, file)
+                _write(one, file if first else None)
                 if one.stopped == "interrupted":
                     break
+    early = any(one.stopped == "interrupted" for one in found.values())
+    if not first:
+        return 130 if early else 0
     for name, one in found.items():
         print(f"{name}: {one}")
     if arguments.out is not None:
@@ -109,7 +123,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         _draw(found, arguments.plot, "surface" if arguments.surface else "contour")
         print(f"drawn in {arguments.plot}")
-    return 130 if any(one.stopped == "interrupted" for one in found.values()) else 0
+    return 130 if early else 0
+
+
+def _nothing(text: str) -> None:
+    """Say nothing."""
 
 
 def _check_targets(targets: list[str]) -> None:

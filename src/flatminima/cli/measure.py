@@ -53,6 +53,11 @@ def add_to(commands: Any) -> None:
     for name, kind, text in SETTINGS:
         group.add_argument(flag(name), type=kind, metavar=METAVARS[kind], help=text)
     group.add_argument("--density", action="store_true", help="the density of all eigenvalues too")
+    group.add_argument(
+        "--bound",
+        action="store_true",
+        help="a PAC-Bayes bound on a run's test loss too, in bound.json",
+    )
     flags.add_recipe_flags(parser, ("data", "measure"), leave_out=("measure",))
     parser.set_defaults(run=run)
 
@@ -88,4 +93,19 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         report.plot().savefig(arguments.plot)
         print(f"drawn in {arguments.plot}")
+    if arguments.bound and not cut:
+        _bound(arguments.target, said)
     return 130 if cut else 0
+
+
+def _bound(target: str, said: dict[str, Any]) -> None:
+    """Compute, print and write the bound."""
+    from flatminima.files import write_json
+    from flatminima.training.measuring import bound_target
+
+    with screen.progress_bars() as progress:
+        found, file = bound_target(target, said, progress=progress, say=screen.say)
+    print(f"\n{found}")
+    if file is not None:
+        write_json(file, found.to_dict())
+        print(f"\nwritten to {file}")

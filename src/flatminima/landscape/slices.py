@@ -18,6 +18,7 @@ from flatminima.landscape.evaluate import Evaluator, batchnorms, normalizing
 from flatminima.landscape.frame import Frame, Mover, lengths, moving_tensors
 from flatminima.landscape.grid import axis_values, coarse_to_fine
 from flatminima.landscape.result import BATCHNORM, Axis, Landscape
+from flatminima.landscape.sharing import sharing
 from flatminima.measure.batches import Batches
 from flatminima.measure.cost import Meter
 from flatminima.measure.untouched import untouched
@@ -72,6 +73,9 @@ def loss_slice(
     The origin is on the grid, and of a frame through checkpoints each of these. Points are taken
     coarse to fine: every stretch of time gives a whole, coarser picture. A loss that is not finite
     is kept as NaN and counted.
+
+    Within a process group of several (`torchrun`), each process evaluates its share of the points,
+    and all return the whole slice; model, frame and batches must be the same in all.
 
     Cost: points (or points squared) forward passes over all batches; with "recalibrate" twice that.
     Two weight-sized tensors and one for each axis.
@@ -146,13 +150,15 @@ def loss_slice(
         )
         if earlier is not None:
             _check_same_place(earlier, evaluator)
+        processes = sharing()
         clock = _Clock(evaluated.size, int(evaluated.sum()), max_seconds, say or _warn)
         zero = tuple(axis.zero for axis in axes)
         left = (i for i in coarse_to_fine(shape, zero) if not evaluated[i])
         try:
-            while chunk := list(itertools.islice(left, evaluator.chunk(clock.each))):
+            size = processes.size * evaluator.chunk(None)
+            while chunk := list(itertools.islice(left, size)):
                 where = [_point(axes, index) for index in chunk]
-                scores = evaluator.scores(where).tolist()
+                scores = processes.scores(evaluator, where)
                 for index, (value, right) in zip(chunk, scores, strict=True):
                     finite = math.isfinite(value)
                     # Where all logits are NaN, argmax still names a class.
@@ -161,7 +167,9 @@ def loss_slice(
                 done = int(evaluated.sum())
                 if progress is not None:
                     progress("landscape", done, evaluated.size)
-                if clock.spent(done) and done < evaluated.size:
+                each, spent = processes.agreed(clock.look(done))
+                size = processes.size * evaluator.chunk(each * processes.size)
+                if spent and done < evaluated.size:
                     stopped = "max_seconds"
                     break
         except KeyboardInterrupt:
@@ -193,16 +201,16 @@ class _Clock:
         self._most, self._say = max_seconds, say
         self._start = time.perf_counter()
         self._said = False
-        self.each: float | None = None
 
-    def spent(self, done: int) -> bool:
+    def look(self, done: int) -> tuple[float, bool]:
+        """Seconds a point, and whether the budget is spent."""
         seconds = time.perf_counter() - self._start
         made = done - self._before
-        self.each = seconds / made
+        each = seconds / made
         if not self._said and (made >= TIMED or seconds > 1):
             self._said = True
-            self._estimate(self.each)
-        return self._most is not None and seconds >= self._most
+            self._estimate(each)
+        return each, self._most is not None and seconds >= self._most
 
     def _estimate(self, each: float) -> None:
         whole = each * (self._total - self._before)

@@ -5,6 +5,7 @@ environment.json   versions and machine
 data.json          what the data were: counts, label noise as it came out, files left out
 metrics.jsonl      one line a step, one line an epoch
 checkpoints/       see `checkpoint.py`
+predictions.json   the class predicted for each test sample, and some of the wrong ones to look at
 results.json       what came out; written last, so it marks a finished run
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +28,19 @@ class Score:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Any], device: torch.device) -> Score:
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    device: torch.device,
+    saw: Callable[[torch.Tensor], None] | None = None,
+) -> Score:
     """Score a model in evaluation mode; the mode of each module is left as it was.
 
     Args:
         model: Gives logits.
         batches: Of the data set, on any device.
         device: Where the model is.
+        saw: Told the logits of each batch.
     """
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -43,6 +49,8 @@ def evaluate(model: nn.Module, batches: Iterable[Any], device: torch.device) -> 
         for batch in batches:
             inputs, targets = inputs_and_targets(to_device(batch, device))
             predicted = logits(model, inputs).float()
+            if saw is not None:
+                saw(predicted)
             loss += nn.functional.cross_entropy(predicted, targets, reduction="sum").item()
             correct += (predicted.argmax(dim=1) == targets).sum().item()
             samples += len(targets)

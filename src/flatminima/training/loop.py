@@ -163,7 +163,7 @@ def _end_of_epoch(run: Run, state: State) -> None:
             state.stale_epochs += 1
         patience = run.spec.early_stopping
         state.stopped_early = patience is not None and state.stale_epochs >= patience
-    run.log.write(record)
+    run.log.write({**record, **run.look(epoch)})
 
 
 def _validate(run: Run) -> Score:

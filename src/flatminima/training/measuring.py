@@ -11,13 +11,17 @@ from typing import Any
 import torch
 
 from flatminima.errors import InputError
-from flatminima.measure import CurvatureReport
+from flatminima.measure import CurvatureReport, PacBayesBound, pac_bayes_bound
+from flatminima.objectives import Supervised
 from flatminima.progress import Progress, silent
 from flatminima.training import checkpoint
 from flatminima.training.assemble import Prepared, prepare
+from flatminima.training.curvature import measure
+from flatminima.training.data.encode import encode
 from flatminima.training.directory import RunDirectory
+from flatminima.training.evaluate import loader, to_device
 from flatminima.training.recipe import Recipe
-from flatminima.training.run import measure
+from flatminima.training.threads import fitting_threads
 
 KEPT = {"best": ("best",), "swa": ("averaged",), "ema": ("averaged",)}
 """The checkpoint that a run is about, by what it keeps; the last where it is not there."""
@@ -55,6 +59,56 @@ def measure_target(
     prepared = opened.prepared
     report = measure(prepared, prepared.built.model, device, progress, **settings)
     return report, opened.file("measure")
+
+
+BOUND_TRACES = 20
+"""Batches whose traces a bound takes the largest of."""
+
+
+def bound_target(
+    target: str,
+    said: Mapping[str, Any],
+    *,
+    progress: Progress = silent,
+    say: Callable[[str], None] = print,
+) -> tuple[PacBayesBound, Path | None]:
+    """The PAC-Bayes bound on a run's test loss, from the weights that it began with.
+
+    It is over all of the training set; the traces are of the first `BOUND_TRACES` batches.
+
+    Args:
+        target: A run or one of its checkpoints.
+        said: Recipe fields, flat, that override the run's own.
+        progress: Told how far it is.
+        say: Told what a user should read.
+
+    Raises:
+        InputError: the target is no run, or is not whole.
+    """
+    opened = open_target(target, said, progress=progress, say=say)
+    if opened.home is None:
+        raise InputError(
+            f"{target} is no run: a bound is about the distance from the weights before training, "
+            "which only a run's recipe knows"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = RunDirectory(opened.home).read_recipe().but(**said)
+    start = prepare(recipe, progress).built.model
+    prepared = opened.prepared
+    encoded = encode(prepared.data.train, prepared.data, prepared.built.encoding)
+    batches = loader(encoded, recipe.loop.batch_size)
+    model = prepared.built.model.to(device)
+    with fitting_threads(model):
+        found = pac_bayes_bound(
+            model,
+            Supervised(),
+            [to_device(batch, device) for batch in batches],
+            reference=start.to(device),
+            traces=BOUND_TRACES,
+            seed=recipe.loop.seed,
+            progress=progress,
+        )
+    return found, opened.file("bound")
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ class Recipe:
         _at_least("live_trace_every", self.loop.live_trace_every, 1)
         for name in ("probes", "draws"):
             _at_least(name, getattr(self.measure, name), 2)
+        _at_least("measure_every", self.measure.measure_every, 1)
         _at_least("measure_samples", self.measure.measure_samples, 1)
         _at_least("measure_sigma", self.measure.measure_sigma, 0)
 

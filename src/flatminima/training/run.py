@@ -6,24 +6,24 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Subset
 
 from flatminima.errors import InputError
 from flatminima.files import write_json
-from flatminima.measure import CurvatureReport, curvature
-from flatminima.objectives import Supervised
-from flatminima.progress import Progress, TrainingProgress, silent
+from flatminima.progress import TrainingProgress, silent
 from flatminima.training import checkpoint, loop
 from flatminima.training.assemble import Prepared, assemble, make_accelerator, prepare
+from flatminima.training.curvature import headline, look, measure
 from flatminima.training.data.encode import encode
 from flatminima.training.directory import RunDirectory
-from flatminima.training.evaluate import evaluate, loader, to_device
+from flatminima.training.evaluate import evaluate, loader
 from flatminima.training.interrupts import Interrupted
 from flatminima.training.memory import peak_bytes, reset_peak
+from flatminima.training.predictions import Predictions
 from flatminima.training.recipe import Recipe
 from flatminima.training.state import Run, State
 from flatminima.training.threads import fitting_threads
@@ -127,62 +127,10 @@ def job(payload: Mapping[str, Any], directory: Path) -> None:
         finetune(Recipe.from_flat(payload), directory, say=_to_stderr)
 
 
-def measure(
-    prepared: Prepared,
-    model: torch.nn.Module,
-    device: torch.device,
-    progress: Progress = silent,
-    **settings: Any,
-) -> CurvatureReport:
-    """The curvature of a model's loss on a recipe's training set, as trained on.
-
-    Args:
-        prepared: Its recipe says how, its data on what.
-        model: The weights in question.
-        device: Where to compute.
-        progress: Told how far each stage is.
-        settings: Of `curvature`, over the recipe's.
-    """
-    spec = prepared.recipe.measure
-    of_recipe = {
-        "sigma": spec.measure_sigma or None,
-        "probes": spec.probes,
-        "draws": spec.draws,
-        "seed": prepared.recipe.loop.seed,
-        "keep_interrupted": False,
-    }
-    with fitting_threads(model):
-        return curvature(
-            model.to(device),
-            Supervised(),
-            measured_batches(prepared, device),
-            progress=progress,
-            **{**of_recipe, **settings},
-        )
-
-
-def measured_batches(
-    prepared: Prepared, device: torch.device, batch_size: int | None = None
-) -> list[Any]:
-    """The training samples that measures are taken on, chosen by the recipe's seed.
-
-    Args:
-        prepared: Its recipe says how many, its data which.
-        device: Where to have them.
-        batch_size: Samples of a batch. Default: as the recipe trains.
-    """
-    spec, loop_spec = prepared.recipe.measure, prepared.recipe.loop
-    encoded = encode(prepared.data.train, prepared.data, prepared.built.encoding)
-    samples = min(len(encoded), spec.measure_samples or len(encoded))
-    chosen = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(loop_spec.seed))
-    size = batch_size or loop_spec.batch_size
-    part = Subset(encoded, chosen[:samples].sort().values.tolist())
-    return [to_device(batch, device) for batch in loader(part, size)]
-
-
 def _train_and_measure(
     prepared: Prepared, run: Run, state: State, progress: TrainingProgress, say: Say
 ) -> dict[str, Any]:
+    run.look = partial(look, prepared, run)
     reset_peak()
     try:
         state = loop.train(run, state, progress)
@@ -211,11 +159,13 @@ def _train_and_measure(
             run.companions,
         )
     metrics: dict[str, Any] = {}
+    predictions = Predictions(prepared.data)
     for part, examples in (("test", prepared.data.test), ("validation", prepared.data.validation)):
         if len(examples):
             encoded = encode(examples, prepared.data, prepared.built.encoding)
             batches = loader(encoded, prepared.recipe.loop.batch_size)
-            score = evaluate(model, batches, accelerator.device)
+            saw = predictions.saw if part == "test" else None
+            score = evaluate(model, batches, accelerator.device, saw)
             metrics |= {f"{part}_accuracy": score.accuracy, f"{part}_loss": score.loss}
     report = None
     if prepared.recipe.measure.measure:
@@ -237,23 +187,12 @@ def _train_and_measure(
         "stopped_early": state.stopped_early,
         "curvature": None if report is None else report.to_dict(),
     }
+    if len(prepared.data.test):
+        write_json(directory.path / "predictions.json", predictions.to_dict())
     write_json(directory.path / "results.json", results)
     if not prepared.recipe.loop.keep_checkpoints:
         shutil.rmtree(directory.checkpoints, ignore_errors=True)
     return results
-
-
-def headline(report: CurvatureReport) -> dict[str, float]:
-    """The numbers of a curvature report that a comparison is about."""
-    assert report.top_eigenvalue is not None
-    numbers = {
-        "train_loss": report.loss,
-        "hessian_trace": report.trace.value,
-        "top_eigenvalue": report.top_eigenvalue.value,
-    }
-    if report.perturbation_gap is not None:
-        numbers["perturbation_gap"] = report.perturbation_gap.value
-    return numbers
 
 
 def _to_stderr(text: str) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flatminima import landscape
@@ -17,9 +16,10 @@ from flatminima.objectives import Supervised
 from flatminima.progress import Progress, silent
 from flatminima.training import checkpoint
 from flatminima.training.assemble import prepare
+from flatminima.training.curvature import measured_batches
 from flatminima.training.directory import RunDirectory
 from flatminima.training.measuring import Target, open_target
-from flatminima.training.run import measured_batches
+from flatminima.training.processes import own_device
 from flatminima.training.threads import fitting_threads
 
 DIRECTIONS = ("random", "eigen", "extremes", "gradient", "optimizer", "trajectory", "between")
@@ -193,7 +193,7 @@ def _slice(
 
 
 def _ready(target: Target, settings: SliceSettings) -> tuple[nn.Module, list[Any]]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     model = target.prepared.built.model.to(device)
     # What a batch is matters where its own statistics are used.
     large = target.prepared.built.family == "builtin" and settings.batchnorm == "running"

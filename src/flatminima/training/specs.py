@@ -142,6 +142,11 @@ class MeasureSpec:
     measure_sigma: float | None = _option(
         None, "sigma of the perturbation gap (default: the default sigma of the model)"
     )
+    measure_every: int | None = _option(
+        None,
+        "epochs between measurements along the run: test loss, trace and perturbation gap, in "
+        "metrics.jsonl (default: at the end only)",
+    )
     measure_samples: int | None = _option(
         None,
         "measure on this many training samples at most (default: 1000 for mlp and cnn, else 128)",

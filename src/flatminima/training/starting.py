@@ -14,6 +14,7 @@ from flatminima.measure import start_sigma
 from flatminima.objectives import Supervised
 from flatminima.training import checkpoint, run
 from flatminima.training.assemble import prepare
+from flatminima.training.curvature import measured_batches
 from flatminima.training.evaluate import evaluate
 from flatminima.training.methods import SHARED_OPTIONS
 from flatminima.training.recipe import Recipe
@@ -58,7 +59,7 @@ def job(payload: Mapping[str, Any], directory: Path) -> None:
     prepared = prepare(recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = prepared.built.model.to(device)
-    batches = run.measured_batches(prepared, device)
+    batches = measured_batches(prepared, device)
     with fitting_threads(model):
         before = evaluate(model, batches, device).loss
         checkpoint.find(home / "checkpoints", ("last", "previous")).load_model(model)

@@ -66,6 +66,7 @@ class Run:
         companions: Writes what belongs beside the weights of a checkpoint.
         average: Gathers the mean of the weights; None where none is kept.
         meter: Reads the Hessian's trace off the passes; None where none is asked for.
+        look: Given the number of an epoch that has ended, what is to be logged of it too.
     """
 
     accelerator: Any
@@ -83,6 +84,7 @@ class Run:
     companions: Callable[[Path], None]
     average: Average | None = None
     meter: LiveTrace | None = None
+    look: Callable[[int], dict[str, float]] = lambda epoch: {}
 
     def __post_init__(self) -> None:
         # accelerate steps the optimizer through this, for its gradient scaler.

@@ -1,0 +1,151 @@
+"""Keeps what an experiment found, and writes docs/experiments.md from all that was kept.
+
+    flatminima run recipes/paper/few-shot.yaml
+    python benchmarks/experiments.py keep runs/few-shot
+    python benchmarks/experiments.py page          # also by `make readme`
+
+Kept are the numbers, docs/results/experiment-NAME.json, and a picture beside it. The page has what
+the recipe says under `about`, its command, the picture, the table, and the verdict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flatminima.files import read_json, write_json, write_text
+from flatminima.study import markdown_table, mean_ci
+from flatminima.study.numbers import difference, with_error
+from flatminima.study.vary_plot import MARKERS, PALETTE, WORDS, draw
+
+ROOT = Path(__file__).parents[1]
+RESULTS, RECIPES, PAGE = ROOT / "docs/results", ROOT / "recipes/paper", ROOT / "docs/experiments.md"
+DRAWN = ("test_accuracy", "test_loss", "hessian_trace")
+ALONG = ("test_loss", "hessian_trace", "perturbation_gap")
+"""What is drawn of a setting's values, and of the epochs of runs."""
+
+
+def keep(folder: Path) -> None:
+    """Copy the numbers of a finished experiment, and draw them."""
+    name = folder.name
+    if (folder / "vary.json").is_file():
+        found = read_json(folder / "vary.json")
+        figure = RESULTS / f"experiment-{name}.svg"
+        _deterministic()
+        draw(found, figure, DRAWN)
+    else:
+        found = {"summary": read_json(folder / "results.json"), "along": _along(folder)}
+        _draw_along(found["along"], RESULTS / f"experiment-{name}.svg")
+    write_json(RESULTS / f"experiment-{name}.json", found)
+    environment = next(folder.rglob("environment.json"))
+    write_json(RESULTS / f"experiment-{name}-environment.json", read_json(environment))
+
+
+def _along(folder: Path) -> dict[str, Any]:
+    """Means over seeds of what was measured along the runs, with 95 % intervals."""
+    found: dict[str, Any] = {}
+    for method in read_json(folder / "study.json")["methods"]:
+        runs = []
+        for run in sorted((folder / method.replace(":", ",")).glob("seed-*")):
+            lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+            runs.append({r["epoch"]: r for r in lines if ALONG[1] in r})
+        epochs = sorted(set(runs[0]).intersection(*runs))
+        found[method] = {"epoch": epochs}
+        for metric in ALONG:
+            means = [mean_ci([run[epoch][metric] for run in runs]) for epoch in epochs]
+            found[method][metric] = {
+                "mean": [mean.mean for mean in means],
+                "ci95": [mean.interval for mean in means],
+            }
+    return found
+
+
+def _draw_along(along: dict[str, Any], file: Path) -> None:
+    _deterministic()
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(ALONG), figsize=(13, 3.6), layout="constrained")
+    for metric, ax in zip(ALONG, panels, strict=True):
+        for index, (method, values) in enumerate(along.items()):
+            means, intervals = values[metric]["mean"], values[metric]["ci95"]
+            color = PALETTE[index]
+            line = {"color": color, "marker": MARKERS[index], "label": method, "markersize": 4}
+            ax.plot(values["epoch"], means, **line)
+            low, high = zip(*intervals, strict=True)
+            ax.fill_between(values["epoch"], low, high, color=color, alpha=0.15, linewidth=0)
+        ax.set(xlabel="epoch", ylabel=WORDS.get(metric, metric.replace("_", " ")))
+    panels[0].legend(frameon=False)
+    figure.savefig(file, metadata={"Date": None})
+
+
+def _deterministic() -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "flatminima"
+
+
+def page() -> str:
+    """The page: what the recipes say, and what was found."""
+    parts = [
+        "# The paper's experiments\n",
+        "Written by `make readme` from the recipes in `recipes/paper` and the numbers in "
+        "`docs/results`; edit those. Each experiment is one command, `--small` runs the same path "
+        "in seconds. What the paper says is told as far as we know it: its tables could not be "
+        "read. ± and [low, high] are 95 % Student's t intervals over seeds; differences are paired "
+        "by seed.\n",
+    ]
+    for recipe in sorted(RECIPES.glob("*.yaml")):
+        about = yaml.safe_load(recipe.read_text())["about"]
+        parts.append(f"## {about['title']}\n")
+        parts.append(f"{about['purpose'].strip()}\n")
+        parts.append(f"```bash\nflatminima run recipes/paper/{recipe.name}\n```\n")
+        parts.append(f"**The paper**: {about['paper'].strip()}\n")
+        file = RESULTS / f"experiment-{recipe.stem}.json"
+        if not file.is_file():
+            parts.append("**Here**: not run.\n")
+            continue
+        found = read_json(file)
+        parts.append(f"![{about['title']}](results/experiment-{recipe.stem}.svg)\n")
+        parts.append(_varied(found) if "points" in found else markdown_table(found["summary"]))
+        parts.append(f"**Verdict**: {about['verdict'].strip()}\n")
+    return "\n".join(parts)
+
+
+def _varied(found: dict[str, Any]) -> str:
+    """A row for each method, a column for each value: accuracy, and the difference."""
+    (field,) = found["grid"]
+    points = found["points"]
+    header = [f"test accuracy (%), by {field.replace('_', ' ')}"]
+    header += [f"{point['at'][field]:g}" for point in points]
+    lines = [f"| {' | '.join(header)} |", "| :-- |" + " --: |" * len(points)]
+    reference = points[0]["summary"]["reference"]
+    for method in points[0]["summary"]["methods"]:
+        cells = []
+        for point in points:
+            summary = point["summary"]
+            if method == reference:
+                entry = summary["methods"][method]["test_accuracy"]
+                cells.append(with_error(entry["mean"], entry["ci95"], 100))
+            else:
+                entry = summary["paired"][method]["test_accuracy"]
+                cells.append(difference(entry["difference"], entry["ci95"], 100))
+        name = method if method == reference else f"{method} - {reference}"
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    seeds = len(points[0]["summary"]["seeds"])
+    return "\n".join([*lines, "", f"{seeds} seeds.", ""])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parts = parser.add_subparsers(dest="part", required=True)
+    parts.add_parser("keep").add_argument("folder", type=Path)
+    parts.add_parser("page")
+    arguments = parser.parse_args()
+    if arguments.part == "keep":
+        keep(arguments.folder)
+    write_text(PAGE, page())

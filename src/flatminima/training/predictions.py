@@ -1,0 +1,108 @@
+"""What a run predicted for each test sample, and what the samples it got wrong look like."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatminima.errors import require
+from flatminima.training.data.examples import DataSet
+from flatminima.training.data.images import decode
+
+EXAMPLES = 60
+"""Wrong samples that are kept to be looked at, those predicted with most confidence."""
+
+LONGEST = 1000
+"""Characters of a text that are kept."""
+
+SIDE = 64
+"""Pixels of an image that are kept, along its longer side."""
+
+FEATURES = 12
+"""Features of a table's row that are kept."""
+
+
+class Predictions:
+    """Takes the logits of the test set, batch by batch.
+
+    Args:
+        data: Whose test set is predicted, in its order.
+    """
+
+    def __init__(self, data: DataSet) -> None:
+        self._data = data
+        self._predicted: list[int] = []
+        self._confidence: list[float] = []
+
+    def saw(self, logits: Tensor) -> None:
+        """The logits of the next samples, shape (samples, classes)."""
+        confidence, predicted = torch.softmax(logits.double(), dim=1).max(dim=1)
+        self._predicted += predicted.tolist()
+        self._confidence += confidence.tolist()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values.
+
+        Returns:
+            "classes", names; "id", "label", "predicted" and "confidence", a value for each test
+            sample, classes as indices; "examples", id to {"text": ...} or {"png": base64}. An id
+            is a hash of the sample, so that runs with other splits call it the same.
+        """
+        inputs, labels = self._data.test.inputs, self._data.test.targets.tolist()
+        ids = [_identity(entry) for entry in inputs]
+        wrong = [i for i, label in enumerate(labels) if self._predicted[i] != label]
+        wrong.sort(key=lambda i: -self._confidence[i])
+        return {
+            "classes": list(self._data.classes),
+            "id": ids,
+            "label": labels,
+            "predicted": self._predicted,
+            "confidence": [round(value, 4) for value in self._confidence],
+            "examples": {
+                ids[i]: _example(inputs[i], self._data.kind) for i in sorted(wrong[:EXAMPLES])
+            },
+        }
+
+
+def _identity(entry: Any) -> str:
+    if isinstance(entry, np.ndarray):
+        known = entry.tobytes()
+    elif isinstance(entry, bytes):
+        known = entry
+    elif isinstance(entry, Path):
+        # As in a data set's fingerprint, files are not read again.
+        known = repr((entry.name, entry.stat().st_size)).encode()
+    else:
+        known = repr(entry).encode()
+    return hashlib.sha256(known).hexdigest()[:12]
+
+
+def _example(entry: Any, kind: str) -> dict[str, str]:
+    if kind == "image":
+        return {"png": _png(entry)}
+    if isinstance(entry, np.ndarray):
+        values = ", ".join(f"{value:.3g}" for value in entry[:FEATURES])
+        return {"text": f"{values}{', …' if len(entry) > FEATURES else ''}"}
+    text = entry if isinstance(entry, str) else "\n".join(entry)
+    return {"text": text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"}
+
+
+def _png(entry: Any) -> str:
+    images = require("PIL.Image", "cli")
+    if isinstance(entry, np.ndarray):
+        pixels = (entry.clip(0, 1) * 255).round().astype(np.uint8)
+        image = images.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    else:
+        image = decode(entry)
+    # It only shrinks.
+    image.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode()
