@@ -8,7 +8,7 @@
     peers/bin/python -m pytest tests/measure/test_peers.py
 
 An environment of its own, since the other libraries bring much that flatminima does without; those
-that are not installed are left out. One thread, about 20 minutes; networks and parts can be run one
+that are not installed are left out. One thread, half an hour or more; networks and parts can be run one
 at a time. Writes docs/results/measure.json and, beside it, the machine; `make readme` makes the
 docs' tables.
 
