@@ -8,9 +8,9 @@
     peers/bin/python -m pytest tests/measure/test_peers.py
 
 An environment of its own, since the other libraries bring much that flatminima does without; those
-that are not installed are left out. One thread, half an hour or more; networks and parts can be run one
-at a time. Writes docs/results/measure.json and, beside it, the machine; `make readme` makes the
-docs' tables.
+that are not installed are left out. One thread, half an hour or more; networks and parts can be
+run one at a time. Writes docs/results/measure.json and, beside it, the machine; `make readme` makes
+the docs' tables.
 
 Seconds are CPU seconds of the process, which other work on the machine moves little; the repeats of
 a row go round the libraries in turn. All estimators of the trace are unbiased, so the error of one
