@@ -268,6 +268,8 @@ def fill(path: Path, name: str, content: str) -> None:
 
 
 if __name__ == "__main__":
+    from measure_page import TABLES
+
     fill(ROOT / "README.md", "demo table", demo_table())
     fill(ROOT / "docs/how-to/finding-sigma.md", "start values", start_sigma_table())
     fill(ROOT / "docs/measuring.md", "cost of the live trace", live_cost_table())
@@ -279,3 +281,6 @@ if __name__ == "__main__":
     fill(ROOT / "docs/concepts/one-pass.md", "one-pass", one_pass_tables())
     for name, references in COMPARISONS.items():
         fill(ROOT / "docs/comparison.md", name, comparison(name, references))
+    measured = json.loads((ROOT / "docs/results/measure.json").read_text())
+    for name, build in TABLES.items():
+        fill(ROOT / "docs/performance-of-measuring.md", name, build(measured))

@@ -227,6 +227,15 @@ def test_the_page_on_one_pass_shows_the_committed_results():
     assert tables["one_pass_tables"]() in (ROOT / "docs/concepts/one-pass.md").read_text()
 
 
+def test_the_page_on_what_measuring_costs_shows_the_committed_results():
+    found = json.loads((ROOT / "docs/results/measure.json").read_text())
+    page = (ROOT / "docs/performance-of-measuring.md").read_text()
+    tables = runpy.run_path(str(ROOT / "benchmarks/measure_page.py"))["TABLES"]
+    for name, build in tables.items():
+        written = page.split(f"<!-- {name}: ")[1].split(f"<!-- end of {name} -->")[0]
+        assert build(found) in written
+
+
 @pytest.mark.parametrize(
     "name", [path.stem for path in sorted((ROOT / "docs/results").glob("methods-*.json"))]
 )
