@@ -38,8 +38,10 @@ def keep(folder: Path) -> None:
         _deterministic()
         draw(found, figure, _about(name).get("shows", DRAWN))
     else:
-        found = {"summary": read_json(folder / "results.json"), "along": _along(folder)}
-        _draw_along(found["along"], RESULTS / f"experiment-{name}.svg")
+        found = {"summary": read_json(folder / "results.json")}
+        if along := _along(folder):
+            found["along"] = along
+            _draw_along(along, RESULTS / f"experiment-{name}.svg")
     write_json(RESULTS / f"experiment-{name}.json", found)
     environment = next(folder.rglob("environment.json"))
     write_json(RESULTS / f"experiment-{name}-environment.json", read_json(environment))
@@ -60,6 +62,8 @@ def _along(folder: Path) -> dict[str, Any]:
             lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
             runs.append({r["epoch"]: r for r in lines if ALONG[1] in r})
         epochs = sorted(set(runs[0]).intersection(*runs))
+        if not epochs:
+            return {}
         found[method] = {"epoch": epochs}
         for metric in ALONG:
             means = [mean_ci([run[epoch][metric] for run in runs]) for epoch in epochs]
@@ -116,9 +120,10 @@ def page() -> str:
             parts.append("**Here**: not run.\n")
             continue
         found = read_json(file)
-        parts.append(f"![{about['title']}](results/experiment-{recipe.stem}.svg)\n")
+        if (RESULTS / f"experiment-{recipe.stem}.svg").is_file():
+            parts.append(f"![{about['title']}](results/experiment-{recipe.stem}.svg)\n")
         shown = about.get("shows", DRAWN)[0]
-        table = markdown_table(found["summary"]) if "along" in found else _varied(found, shown)
+        table = markdown_table(found["summary"]) if "summary" in found else _varied(found, shown)
         parts.append(table)
         parts.append(f"**Verdict**: {about['verdict'].strip()}\n")
     return "\n".join(parts)
