@@ -15,6 +15,7 @@ from flatminima.cards import Card
 from flatminima.measure.results import plus_minus
 from flatminima.objectives import objective_cards
 from flatminima.perturb import cards
+from flatminima.reparam import reparam_cards
 from flatminima.study import markdown_table, mean_ci, paired
 from flatminima.study.numbers import difference, with_error
 
@@ -237,9 +238,16 @@ def objective_sections() -> str:
     return "\n".join(_section(card) for card in objective_cards())
 
 
+def reparam_sections() -> str:
+    """A section for each reparametrization."""
+    return "\n".join(_section(card) for card in reparam_cards())
+
+
 def _section(card: Card) -> str:
     if card.slot == "objective":
         equation, cost = "Loss", f"{card.gradients} gradients a pass; memory: {card.buffers}"
+    elif card.slot == "reparam":
+        equation, cost = "What it does", f"no gradient; {card.buffers} weight-sized buffers"
     else:
         equation = "Gradient"
         cost = f"{card.gradients} gradients a step; {card.buffers} weight-sized buffers"
@@ -278,6 +286,7 @@ if __name__ == "__main__":
     fill(ROOT / "docs/report.md", "report's size", report_size())
     fill(ROOT / "docs/methods.md", "method cards", method_cards())
     fill(ROOT / "docs/methods.md", "objective cards", objective_sections())
+    fill(ROOT / "docs/methods.md", "reparam cards", reparam_sections())
     fill(ROOT / "docs/concepts/one-pass.md", "one-pass", one_pass_tables())
     for name, references in COMPARISONS.items():
         fill(ROOT / "docs/comparison.md", name, comparison(name, references))

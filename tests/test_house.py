@@ -25,6 +25,7 @@ MAY_KNOW = {
     "perturb": {"cards", "errors", "optim"},
     "optim": {"errors"},
     "objectives": {"cards", "errors"},
+    "reparam": {"cards", "errors", "objectives"},
     "measure": {"errors", "progress", "objectives", "perturb"},
     "landscape": {"errors", "progress", "objectives", "measure"},
     "training": {"errors", "files", "progress", *CORE},

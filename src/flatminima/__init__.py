@@ -83,6 +83,7 @@ if TYPE_CHECKING:
         register,
         schedules,
     )
+    from flatminima.reparam import DistanceConstraint, DistancePenalty
 
 __version__ = "0.1.0"
 
@@ -100,6 +101,8 @@ __all__ = [
     "CrossEntropy",
     "CurvatureReport",
     "CutMix",
+    "DistanceConstraint",
+    "DistancePenalty",
     "EmpiricalFisher",
     "Estimate",
     "FriendlySAM",
@@ -186,6 +189,7 @@ _HOMES = {
         "top_eigenvalues",
         "worst_case_sharpness",
     },
+    "flatminima.reparam": {"DistanceConstraint", "DistancePenalty"},
     "flatminima.objectives": {
         "BackwardCorrection",
         "CrossEntropy",

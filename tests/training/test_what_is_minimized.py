@@ -10,7 +10,7 @@ from flatminima.errors import InputError
 from flatminima.objectives import LabelSmoothing, Mixup
 from flatminima.study.compare import compare
 from flatminima.training.assemble import objective, prepare
-from flatminima.training.recipe import Recipe, parse_objective
+from flatminima.training.recipe import Recipe, parse_brackets
 from flatminima.training.run import finetune
 
 QUICK = {"epochs": 2, "pretrain": False, "measure": False}
@@ -26,9 +26,9 @@ def made(asked):
 
 
 def test_options_stand_in_brackets():
-    assert parse_objective("mixup") == ("mixup", {})
-    assert parse_objective("mixup(alpha=0.4)") == ("mixup", {"alpha": 0.4})
-    assert parse_objective("x(a=1; b=word)") == ("x", {"a": 1, "b": "word"})
+    assert parse_brackets("mixup") == ("mixup", {})
+    assert parse_brackets("mixup(alpha=0.4)") == ("mixup", {"alpha": 0.4})
+    assert parse_brackets("x(a=1; b=word)") == ("x", {"a": 1, "b": "word"})
     found = made("label-smoothing(alpha=0.4)")
     assert isinstance(found, LabelSmoothing)
     assert found.alpha == 0.4
@@ -96,3 +96,47 @@ def test_cutmix_is_refused_for_tables(tmp_path):
     (tmp_path / "t.csv").write_text(f"x,y,label\n{rows}\n")
     with pytest.raises(InputError, match="holds vectors"):
         prepare(recipe(data=str(tmp_path / "t.csv"), objective="cutmix"))
+
+
+def test_a_constrained_run_ends_within_its_radius_and_continues_as_if_never_stopped(tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file
+
+    from flatminima.training.run import resume
+
+    silent = {"say": lambda text: None}
+    settings = {"reparam": "distance-constraint(radius=0.1)", "save_every": 3, "lr": 0.5}
+    for name in ("whole", "cut"):
+        finetune(recipe(**settings), tmp_path / name, **silent)
+    for name in ("results.json", "predictions.json"):
+        (tmp_path / "cut" / name).unlink()
+    shutil.rmtree(tmp_path / "cut/checkpoints/last")
+    resume(tmp_path / "cut", **silent)
+    whole, cut = (
+        load_file(tmp_path / run / "checkpoints/last/model.safetensors") for run in ("whole", "cut")
+    )
+    start = prepare(recipe(**settings)).built.model.state_dict()
+    for name, weight in whole.items():
+        assert torch.equal(weight, cut[name])
+        if weight.dim() > 1:
+            assert 0.09 < (weight - start[name]).norm() < 0.1001
+
+
+def test_a_penalized_run_stays_nearer(tmp_path):
+    from safetensors.torch import load_file
+
+    distances = []
+    for number, asked in enumerate(("none", "distance-penalty(weight=0.5)")):
+        place = tmp_path / str(number)
+        finetune(recipe(reparam=asked, epochs=5), place, say=lambda text: None)
+        end = load_file(place / "checkpoints/last/model.safetensors")
+        start = prepare(recipe()).built.model.state_dict()
+        gaps = [(end[n] - start[n]).norm() for n in end if end[n].dim() > 1]
+        distances.append(torch.stack(gaps).sum())
+    assert distances[1] < 0.7 * distances[0]
+
+
+def test_a_misspelt_reparametrization_is_named():
+    with pytest.raises(InputError, match="did you mean 'distance-penalty'"):
+        prepare(recipe(reparam="distance-penalti(weight=1)"))

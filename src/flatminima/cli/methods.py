@@ -26,12 +26,15 @@ def run(arguments: argparse.Namespace) -> None:
     """Print all cards as a table, or one in full."""
     from flatminima.objectives import objective_cards
     from flatminima.perturb import cards
+    from flatminima.reparam import reparam_cards
 
     if arguments.name is None:
         screen.show(_table("methods (--perturb)", cards(), "gradient the base optimizer sees"))
         screen.show(_table("objectives (--objective)", objective_cards(), "loss of a sample"))
+        screen.show(_table("reparametrizations (--reparam)", reparam_cards(), "what it does"))
         return
-    known = {name: c for c in (*cards(), *objective_cards()) for name in (c.name, *c.aliases)}
+    everything = (*cards(), *objective_cards(), *reparam_cards())
+    known = {name: card for card in everything for name in (card.name, *card.aliases)}
     if arguments.name not in known:
         raise unknown("method", arguments.name, known)
     for field, value in asdict(known[arguments.name]).items():

@@ -22,6 +22,7 @@ from flatminima.training.specs import (
     ObjectiveSpec,
     OptimizerSpec,
     PerturbSpec,
+    ReparamSpec,
 )
 
 
@@ -35,6 +36,7 @@ class Recipe:
 
     data: DataSpec = field(default_factory=DataSpec)
     model: ModelSpec = field(default_factory=ModelSpec)
+    reparam: ReparamSpec = field(default_factory=ReparamSpec)
     objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
     perturb: PerturbSpec = field(default_factory=PerturbSpec)
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
@@ -149,8 +151,8 @@ def parse_method(asked: str) -> tuple[str, dict[str, Any]]:
     return name, chosen
 
 
-def parse_objective(asked: str) -> tuple[str, dict[str, Any]]:
-    """An objective as users write it: `mixup`, `mixup(alpha=0.4)`.
+def parse_brackets(asked: str) -> tuple[str, dict[str, Any]]:
+    """An objective or reparametrization as users write it: `mixup`, `mixup(alpha=0.4)`.
 
     Brackets, since the options of a method of a comparison stand between colons:
     `nso:objective=mixup(alpha=0.4)`.

@@ -34,6 +34,17 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class ReparamSpec:
+    """Which weights are free."""
+
+    reparam: str = _option(
+        "none",
+        "none, distance-penalty or distance-constraint, options in brackets, as in "
+        "'distance-constraint(radius=0.5)'",
+    )
+
+
+@dataclass(frozen=True)
 class ObjectiveSpec:
     """What is minimized."""
 
@@ -167,6 +178,7 @@ class MeasureSpec:
 SECTIONS: dict[str, type[Any]] = {
     "data": DataSpec,
     "model": ModelSpec,
+    "reparam": ReparamSpec,
     "objective": ObjectiveSpec,
     "perturb": PerturbSpec,
     "optimizer": OptimizerSpec,
