@@ -36,13 +36,21 @@ def keep(folder: Path) -> None:
         found = read_json(folder / "vary.json")
         figure = RESULTS / f"experiment-{name}.svg"
         _deterministic()
-        draw(found, figure, DRAWN)
+        draw(found, figure, _about(name).get("shows", DRAWN))
     else:
-        found = {"summary": read_json(folder / "results.json"), "along": _along(folder)}
-        _draw_along(found["along"], RESULTS / f"experiment-{name}.svg")
+        found = {"summary": read_json(folder / "results.json")}
+        if along := _along(folder):
+            found["along"] = along
+            _draw_along(along, RESULTS / f"experiment-{name}.svg")
     write_json(RESULTS / f"experiment-{name}.json", found)
     environment = next(folder.rglob("environment.json"))
     write_json(RESULTS / f"experiment-{name}-environment.json", read_json(environment))
+
+
+def _about(name: str) -> dict[str, Any]:
+    """What a recipe says of its experiment."""
+    about: dict[str, Any] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["about"]
+    return about
 
 
 def _along(folder: Path) -> dict[str, Any]:
@@ -54,6 +62,8 @@ def _along(folder: Path) -> dict[str, Any]:
             lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
             runs.append({r["epoch"]: r for r in lines if ALONG[1] in r})
         epochs = sorted(set(runs[0]).intersection(*runs))
+        if not epochs:
+            return {}
         found[method] = {"epoch": epochs}
         for metric in ALONG:
             means = [mean_ci([run[epoch][metric] for run in runs]) for epoch in epochs]
@@ -100,7 +110,7 @@ def page() -> str:
         "by seed.\n",
     ]
     for recipe in sorted(RECIPES.glob("*.yaml")):
-        about = yaml.safe_load(recipe.read_text())["about"]
+        about = _about(recipe.stem)
         parts.append(f"## {about['title']}\n")
         parts.append(f"{about['purpose'].strip()}\n")
         parts.append(f"```bash\nflatminima run recipes/paper/{recipe.name}\n```\n")
@@ -110,17 +120,21 @@ def page() -> str:
             parts.append("**Here**: not run.\n")
             continue
         found = read_json(file)
-        parts.append(f"![{about['title']}](results/experiment-{recipe.stem}.svg)\n")
-        parts.append(_varied(found) if "points" in found else markdown_table(found["summary"]))
+        if (RESULTS / f"experiment-{recipe.stem}.svg").is_file():
+            parts.append(f"![{about['title']}](results/experiment-{recipe.stem}.svg)\n")
+        shown = about.get("shows", DRAWN)[0]
+        table = markdown_table(found["summary"]) if "summary" in found else _varied(found, shown)
+        parts.append(table)
         parts.append(f"**Verdict**: {about['verdict'].strip()}\n")
     return "\n".join(parts)
 
 
-def _varied(found: dict[str, Any]) -> str:
-    """A row for each method, a column for each value: accuracy, and the difference."""
+def _varied(found: dict[str, Any], metric: str) -> str:
+    """A row for each method, a column for each value: the metric, and its difference."""
     (field,) = found["grid"]
     points = found["points"]
-    header = [f"test accuracy (%), by {field.replace('_', ' ')}"]
+    scale = 100 if metric.endswith("accuracy") else 1
+    header = [f"{WORDS.get(metric, metric.replace('_', ' '))}, by {field.replace('_', ' ')}"]
     header += [f"{point['at'][field]:g}" for point in points]
     lines = [f"| {' | '.join(header)} |", "| :-- |" + " --: |" * len(points)]
     reference = points[0]["summary"]["reference"]
@@ -129,11 +143,11 @@ def _varied(found: dict[str, Any]) -> str:
         for point in points:
             summary = point["summary"]
             if method == reference:
-                entry = summary["methods"][method]["test_accuracy"]
-                cells.append(with_error(entry["mean"], entry["ci95"], 100))
+                entry = summary["methods"][method][metric]
+                cells.append(with_error(entry["mean"], entry["ci95"], scale))
             else:
-                entry = summary["paired"][method]["test_accuracy"]
-                cells.append(difference(entry["difference"], entry["ci95"], 100))
+                entry = summary["paired"][method][metric]
+                cells.append(difference(entry["difference"], entry["ci95"], scale))
         name = method if method == reference else f"{method} - {reference}"
         lines.append(f"| {' | '.join([name, *cells])} |")
     seeds = len(points[0]["summary"]["seeds"])

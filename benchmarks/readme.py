@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flatminima.cards import Card
 from flatminima.measure.results import plus_minus
-from flatminima.perturb import Card, cards
+from flatminima.objectives import objective_cards
+from flatminima.perturb import cards
+from flatminima.reparam import reparam_cards
 from flatminima.study import markdown_table, mean_ci, paired
 from flatminima.study.numbers import difference, with_error
 
@@ -230,10 +233,27 @@ def method_cards() -> str:
     return "\n".join(_section(card) for card in cards())
 
 
+def objective_sections() -> str:
+    """A section for each objective."""
+    return "\n".join(_section(card) for card in objective_cards())
+
+
+def reparam_sections() -> str:
+    """A section for each reparametrization."""
+    return "\n".join(_section(card) for card in reparam_cards())
+
+
 def _section(card: Card) -> str:
+    if card.slot == "objective":
+        equation, cost = "Loss", f"{card.gradients} gradients a pass; memory: {card.buffers}"
+    elif card.slot == "reparam":
+        equation, cost = "What it does", f"no gradient; {card.buffers} weight-sized buffers"
+    else:
+        equation = "Gradient"
+        cost = f"{card.gradients} gradients a step; {card.buffers} weight-sized buffers"
     rows = {
-        "Gradient": f"`{card.equation}`",
-        "Cost": f"{card.gradients} gradients a step; {card.buffers} weight-sized buffers",
+        equation: f"`{card.equation}`",
+        "Cost": cost,
         "Base optimizer": f"`{card.base}` only" if card.base else "",
         "Start with": card.suggested,
         "Also called": ", ".join(f"`{alias}`" for alias in card.aliases),
@@ -257,6 +277,7 @@ def fill(path: Path, name: str, content: str) -> None:
 
 if __name__ == "__main__":
     import pages_performance
+    from measure_page import TABLES
 
     fill(ROOT / "README.md", "demo table", demo_table())
     fill(ROOT / "docs/how-to/finding-sigma.md", "start values", start_sigma_table())
@@ -265,8 +286,13 @@ if __name__ == "__main__":
     fill(ROOT / "docs/landscapes.md", "time of a landscape", landscape_times())
     fill(ROOT / "docs/report.md", "report's size", report_size())
     fill(ROOT / "docs/methods.md", "method cards", method_cards())
+    fill(ROOT / "docs/methods.md", "objective cards", objective_sections())
+    fill(ROOT / "docs/methods.md", "reparam cards", reparam_sections())
     fill(ROOT / "docs/concepts/one-pass.md", "one-pass", one_pass_tables())
     for name, references in COMPARISONS.items():
         fill(ROOT / "docs/comparison.md", name, comparison(name, references))
     for name, content in pages_performance.tables().items():
         fill(ROOT / "docs/performance.md", name, content)
+    measured = json.loads((ROOT / "docs/results/measure.json").read_text())
+    for name, build in TABLES.items():
+        fill(ROOT / "docs/performance-of-measuring.md", name, build(measured))

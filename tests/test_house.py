@@ -18,19 +18,31 @@ CORE = {"perturb", "objectives", "reparam", "optim", "measure", "landscape"}
 """Needs torch and numpy only."""
 
 MAY_KNOW = {
+    "cards": set(),
     "errors": set(),
     "files": {"errors"},
     "progress": set(),
-    "perturb": {"errors", "optim"},
+    "perturb": {"cards", "errors", "optim"},
     "optim": {"errors"},
-    "objectives": {"errors"},
+    "objectives": {"cards", "errors"},
+    "reparam": {"cards", "errors", "objectives"},
     "measure": {"errors", "progress", "objectives", "perturb"},
     "landscape": {"errors", "progress", "objectives", "measure"},
     "training": {"errors", "files", "progress", *CORE},
     "integrations": {"errors", "perturb"},
     "study": {"errors", "files", "progress", "training"},
     "report": {"errors", "files", "study"},
-    "cli": {"errors", "files", "progress", "training", "study", "report", "flatminima", *CORE},
+    "cli": {
+        "cards",
+        "errors",
+        "files",
+        "progress",
+        "training",
+        "study",
+        "report",
+        "flatminima",
+        *CORE,
+    },
     "__main__": {"cli"},
     "flatminima": {"errors", *CORE},
 }
@@ -81,7 +93,7 @@ def test_a_room_imports_only_the_rooms_it_may_know(path):
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_the_core_needs_torch_and_numpy_only(path):
-    if room(path) not in CORE | {"errors", "files", "progress", "flatminima"}:
+    if room(path) not in CORE | {"cards", "errors", "files", "progress", "flatminima"}:
         return
     outside = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
     assert outside <= {"torch", "numpy", "flatminima"}
@@ -224,6 +236,15 @@ def test_the_page_on_performance_shows_the_committed_results():
         assert table in page, name
     for picture in re.findall(r"\]\((results/.*?svg)\)", page):
         assert (ROOT / "docs" / picture).exists()
+
+
+def test_the_page_on_what_measuring_costs_shows_the_committed_results():
+    found = json.loads((ROOT / "docs/results/measure.json").read_text())
+    page = (ROOT / "docs/performance-of-measuring.md").read_text()
+    tables = runpy.run_path(str(ROOT / "benchmarks/measure_page.py"))["TABLES"]
+    for name, build in tables.items():
+        written = page.split(f"<!-- {name}: ")[1].split(f"<!-- end of {name} -->")[0]
+        assert build(found) in written
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,16 @@ if TYPE_CHECKING:
         top_eigenvalues,
         worst_case_sharpness,
     )
-    from flatminima.objectives import Supervised
+    from flatminima.objectives import (
+        BackwardCorrection,
+        CrossEntropy,
+        CutMix,
+        GradientNorm,
+        LabelSmoothing,
+        Mixup,
+        Supervised,
+        TracePenalty,
+    )
     from flatminima.optim import VariationalAdam
     from flatminima.perturb import (
         ASAM,
@@ -74,6 +83,7 @@ if TYPE_CHECKING:
         register,
         schedules,
     )
+    from flatminima.reparam import DistanceConstraint, DistancePenalty
 
 __version__ = "0.1.0"
 
@@ -86,18 +96,26 @@ __all__ = [
     "RSAM",
     "SAM",
     "USAM",
+    "BackwardCorrection",
     "Card",
+    "CrossEntropy",
     "CurvatureReport",
+    "CutMix",
+    "DistanceConstraint",
+    "DistancePenalty",
     "EmpiricalFisher",
     "Estimate",
     "FriendlySAM",
     "GaussNewton",
+    "GradientNorm",
     "Hessian",
     "InputError",
+    "LabelSmoothing",
     "LayerBound",
     "LinearSGD",
     "LiveTrace",
     "LookSAM",
+    "Mixup",
     "MonteCarloFisher",
     "NoiseStability",
     "PacBayesBound",
@@ -110,6 +128,7 @@ __all__ = [
     "StabilityReport",
     "StartSigma",
     "Supervised",
+    "TracePenalty",
     "Turn",
     "VariationalAdam",
     "average_sharpness",
@@ -170,7 +189,17 @@ _HOMES = {
         "top_eigenvalues",
         "worst_case_sharpness",
     },
-    "flatminima.objectives": {"Supervised"},
+    "flatminima.reparam": {"DistanceConstraint", "DistancePenalty"},
+    "flatminima.objectives": {
+        "BackwardCorrection",
+        "CrossEntropy",
+        "CutMix",
+        "GradientNorm",
+        "LabelSmoothing",
+        "Mixup",
+        "Supervised",
+        "TracePenalty",
+    },
     "flatminima.optim": {"VariationalAdam"},
 }
 """Where a public name lives; in `flatminima.perturb` if it is not here."""

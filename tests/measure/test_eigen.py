@@ -9,7 +9,7 @@ from flatminima.errors import InputError
 from flatminima.measure import Dense, Hessian, LowRank, top_eigenvalues
 from flatminima.measure.lanczos import Lanczos
 
-from .cases import DOUBLE, MODELS, cross_entropy, dense_hessian, split, symmetric
+from .cases import DOUBLE, MODELS, cross_entropy, decaying, dense_hessian, split, symmetric
 
 
 def leading(matrix, k, which):
@@ -111,6 +111,40 @@ def test_repeated_eigenvalues_are_found_as_often(diagonal, seed, which):
     expected = sorted(map(size, diagonal), key=lambda value: sign * value)[:k]
     # The residuals are at most 1e-6 of the values, which are at most 2.
     assert list(map(size, found.values)) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7])
+def test_many_eigenvalues_by_blocks_of_any_width(block):
+    matrix = decaying(120, 0.9)
+    found = top_eigenvalues(Dense(matrix), 7, block=block, tol=1e-6, vectors=True)
+    assert found.converged
+    assert found.values == pytest.approx(leading(matrix, 7, "largest").numpy(), rel=1e-6)
+    # One product more than the steps' says whether the residuals are right.
+    assert found.hvps == block * found.steps + 1
+    off = matrix @ found.vectors - found.vectors * torch.tensor(found.values, dtype=DOUBLE)
+    residuals = torch.linalg.vector_norm(off, dim=0)
+    assert residuals.numpy() == pytest.approx(found.residuals, rel=1e-3, abs=1e-12)
+
+
+def test_residuals_that_a_product_contradicts_are_computed():
+    matrix = decaying(60, 0.9)
+
+    class Moved(Dense):
+        """Another matrix from the 31st product on."""
+
+        def matmat(self, vectors):
+            products = super().matmat(vectors)
+            return products if self.hvps <= 30 else products + symmetric(60) @ vectors
+
+    found = top_eigenvalues(Moved(matrix), 5, max_steps=10)
+    assert found.hvps == 30 + 1 + 5
+    assert min(found.residuals) > 1
+    assert not found.converged
+
+
+def test_as_many_values_as_asked_however_few_the_steps():
+    found = top_eigenvalues(Dense(symmetric(50)), 10, max_steps=1)
+    assert (len(found.values), found.steps, found.converged) == (10, 4, False)
 
 
 def test_one_eigenvalue_stops_at_the_first_exhausted_space():

@@ -85,11 +85,35 @@ def test_xtrace_needs_far_fewer_products_where_the_spectrum_decays():
     assert abs(fine.value - (200 * (1 - 0.5**12) + 0.3)) < 4 * fine.stderr + 1e-9
 
 
+def test_auto_makes_test_vectors_of_twelve_products_and_probes_of_fewer():
+    operator = Dense(decaying(120, 0.7))
+    truth = operator.matrix.trace().item()
+    twelve = [hessian_trace(operator, probes=12, seed=seed) for seed in range(200)]
+    fewer = [hessian_trace(operator, probes=11, seed=seed) for seed in range(200)]
+    assert {e.samples for e in twelve} == {6}
+    assert {e.samples for e in fewer} == {11}
+    rms = [sum((e.value / truth - 1) ** 2 for e in found) for found in (twelve, fewer)]
+    assert rms[0] < rms[1] / 2
+
+
 def test_auto_turns_to_hutchinson_where_the_spectrum_is_flat():
     estimate = hessian_trace(Dense(symmetric(200)), probes=80)
     assert estimate.method == "Hutchinson, Rademacher probes; matrix"
     # 10 forms of the first 20 products, which would have been XTrace's, and 60 more.
     assert (estimate.hvps, estimate.samples) == (80, 70)
+
+
+def test_auto_turns_to_single_probes_where_test_vectors_stop_paying():
+    turn, _ = torch.linalg.qr(symmetric(400))
+    spectrum = torch.cat([torch.full((8,), 100.0), torch.full((392,), 1.0)]).to(DOUBLE)
+    operator = Dense((turn * spectrum) @ turn.T + symmetric(400, 1, 0.3))
+    estimates = [hessian_trace(operator, probes=150, seed=seed) for seed in range(100)]
+    assert all("probes of the rest" in e.method for e in estimates)
+    assert {e.hvps for e in estimates} <= {149, 150}
+    truth = operator.matrix.trace().item()
+    assert sum(abs(e.value - truth) <= 1.96 * e.stderr for e in estimates) >= 89
+    only = hessian_trace(operator, method="xtrace", probes=150)
+    assert estimates[0].stderr < only.stderr
 
 
 def test_auto_multiplies_all_unit_vectors_where_there_are_few():
@@ -205,7 +229,8 @@ def test_rel_error_takes_twenty_products_at_least_and_probes_at_most():
     traceless = symmetric(30)
     traceless -= traceless.trace() / 30 * torch.eye(30)
     estimate = hessian_trace(Dense(traceless), probes=25, rel_error=1e-6)
-    assert (estimate.hvps, estimate.stopped) == (25, "probes")
+    # XTrace takes products in pairs.
+    assert (estimate.hvps, estimate.stopped) == (24, "probes")
 
 
 class Slow(Dense):

@@ -17,6 +17,8 @@ PICTURES = (".png", ".svg", ".pdf")
 TITLES = {
     "data": "data",
     "model": "model",
+    "reparam": "which weights are free",
+    "objective": "what is minimized",
     "perturb": "where the gradient is taken",
     "optimizer": "optimizer",
     "loop": "training",

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from flatminima.cli import flags, screen
-from flatminima.errors import require
+from flatminima.errors import require, unknown
 
 if TYPE_CHECKING:
-    from flatminima.perturb import Card
+    from flatminima.cards import Card
 
 
 def add_to(commands: Any) -> None:
@@ -24,22 +24,30 @@ def add_to(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print all cards as a table, or one in full."""
-    from flatminima.perturb import card, cards
+    from flatminima.objectives import objective_cards
+    from flatminima.perturb import cards
+    from flatminima.reparam import reparam_cards
 
     if arguments.name is None:
-        screen.show(_table(cards()))
+        screen.show(_table("methods (--perturb)", cards(), "gradient the base optimizer sees"))
+        screen.show(_table("objectives (--objective)", objective_cards(), "loss of a sample"))
+        screen.show(_table("reparametrizations (--reparam)", reparam_cards(), "what it does"))
         return
-    for field, value in asdict(card(arguments.name)).items():
+    everything = (*cards(), *objective_cards(), *reparam_cards())
+    known = {name: card for card in everything for name in (card.name, *card.aliases)}
+    if arguments.name not in known:
+        raise unknown("method", arguments.name, known)
+    for field, value in asdict(known[arguments.name]).items():
         if value:
             text = ", ".join(value) if isinstance(value, tuple) else value
             print(f"{field:<10} {text}")
 
 
-def _table(methods: list[Card]) -> Any:
+def _table(title: str, methods: list[Card], equation: str) -> Any:
     tables = require("rich.table", "cli")
     text = require("rich.text", "cli").Text  # brackets in a str would be markup
-    table = tables.Table(title="methods")
-    for header in ("name", "what it is", "gradient that the base optimizer sees", "cost", "knob"):
+    table = tables.Table(title=title)
+    for header in ("name", "what it is", equation, "cost", "knob"):
         table.add_column(header)
     for method in methods:
         cells = (method.name, method.title, method.equation, method.gradients, method.strength)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from flatminima.errors import InputError, unknown
 from flatminima.training.recipe import Recipe, option_types, read
 
 SHOWN = ("test_accuracy", "test_loss", "hessian_trace")
-"""The metrics of the picture."""
+"""The metrics of the picture, where the recipe's `about` has no list of them under `shows`."""
 
 Point = tuple[dict[str, Any], dict[str, Any], Path]
 """Where on the grid, the summary of the study there, and its directory."""
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     if isinstance(methods, str):
         methods = [method.strip() for method in methods.split(",") if method.strip()]
     seeds = flags.whole("seeds", content.pop("seeds", 1))
-    grid = content.pop("vary", None)
+    grid, about = content.pop("vary", None), content.pop("about", None) or {}
     recipe = Recipe.from_flat(content)
     name = arguments.recipe.stem + ("-small" if arguments.small else "")
     out: Path = arguments.out or Path("runs") / name
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         screen.show(rich_table(summary), rich_table(summary, narrow=True))
         report.of_study(folder)
     if grid is not None and len(grid) == 1:
-        _draw(found, out / "figure.svg")
+        _draw(found, out / "figure.svg", about.get("shows", SHOWN))
     print(f"experiment directory: {out}")
     return 1 if any(summary["failed"] for _, summary, _ in points) else 0
 
@@ -94,7 +94,6 @@ def experiment(file: Path, *, small: bool) -> dict[str, Any]:
     """
     whole = read(file)
     _check_keys(file, whole)
-    whole.pop("about", None)
     smaller = whole.pop("small", None)
     if smaller is not None and not isinstance(smaller, Mapping):
         raise InputError("the recipe key 'small' must hold a mapping of names to values")
@@ -104,6 +103,8 @@ def experiment(file: Path, *, small: bool) -> dict[str, Any]:
     asked = {**whole, **smaller} if small and smaller is not None else whole
     if not isinstance(asked.get("vary", {}), Mapping):
         raise InputError("the recipe key 'vary' must hold a mapping: a field and its values")
+    if not isinstance(asked.get("about", {}), Mapping):
+        raise InputError("the recipe key 'about' must hold a mapping: title, purpose, ...")
     return asked
 
 
@@ -117,11 +118,11 @@ def _check_keys(file: Path, asked: Mapping[str, Any]) -> None:
             raise InputError(f"{where}: {unknown('recipe key', str(key), known)}")
 
 
-def _draw(found: dict[str, Any], file: Path) -> None:
+def _draw(found: dict[str, Any], file: Path, metrics: Sequence[str]) -> None:
     from flatminima.study.vary_plot import draw
 
     try:
-        draw(found, file, SHOWN)
+        draw(found, file, metrics)
         print(f"picture: {file}")
     except InputError as error:
         screen.say(f"no picture: {error}")

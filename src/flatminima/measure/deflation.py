@@ -20,17 +20,17 @@ Multiply: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Deflation:
-    """Q and A Q of a fixed sketch, as Hutch++ needs them.
+    """A fixed Q, and probes of what it leaves of A.
 
     Args:
         multiply: The products of A.
-        sketch: A S with random S, shape (n, m).
+        basis: Q, shape (n, m).
+        products: A Q.
     """
 
-    def __init__(self, multiply: Multiply, sketch: Tensor) -> None:
+    def __init__(self, multiply: Multiply, basis: Tensor, products: Tensor) -> None:
         self._multiply = multiply
-        self.basis = extension(None, sketch)
-        self.products = multiply(self.basis)
+        self.basis, self.products = basis, products
         inner = _double(self.basis.T @ self.products)
         self._inner = (inner + inner.T) / 2
 
@@ -69,7 +69,14 @@ class LeaveOneOut:
 
     Args:
         multiply: The products of A for `add`'s second half, A Q.
+
+    Attributes:
+        rest: The mean of $\\|(I - P_i) A (I - P_i) \\omega_i\\|^2$ as of the last `samples`: the
+            squared Frobenius norm of what m - 1 test vectors leave, half the variance of an
+            estimate.
     """
+
+    rest: float
 
     def __init__(self, multiply: Multiply) -> None:
         self._multiply = multiply
@@ -104,13 +111,16 @@ class LeaveOneOut:
         back = _without(s, self._triangle - inner @ onto)
         onto_, back_ = onto.to(self.tests), back.to(self.tests)
         forms, known, lengths = [], [], torch.zeros(m, dtype=torch.float64)
+        squares = 0.0
         for where in blocks.values():
             q, z = self.basis[where], self.products[where]
             rest = self.tests[where] - q @ onto_
             mapped = self.sketch[where] - z @ onto_ - q @ back_
             forms.append(_double((rest * mapped).sum(0)))
             lengths += _double(rest.square().sum(0))
+            squares += mapped.square().sum().item()
             known.append(_known(_double(q.T @ q), _double(q.T @ z), inner, s))
+        self.rest = squares / m
         return torch.stack(known) + torch.stack(forms) * ((n - m + 1) / lengths)
 
     def left_out(self) -> Tensor:

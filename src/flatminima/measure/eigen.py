@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -15,6 +16,9 @@ from flatminima.progress import Progress
 
 _ORDERS = ("largest", "smallest", "magnitude")
 
+WIDEST = 3
+"""Vectors of a block, if the user does not say."""
+
 BASIS_BYTES = 2**30
 """The most memory for the basis, if the user does not say."""
 
@@ -25,7 +29,8 @@ def top_eigenvalues(
     *,
     which: str = "largest",
     tol: float = 1e-3,
-    max_steps: int = 100,
+    block: int | None = None,
+    max_steps: int | None = None,
     max_basis: int | None = None,
     max_seconds: float | None = None,
     vectors: bool = False,
@@ -35,17 +40,19 @@ def top_eigenvalues(
 ) -> EigenEstimate:
     r"""The k extreme eigenvalues by block Lanczos, full reorthogonalization and thick restarts.
 
-    Blocks of k vectors, so that an eigenvalue repeated up to k times is found as often, and one
-    graph per batch serves k products; k = 1 is the plain Lanczos method. From
-    $H Q_j = Q_j T_j + X_{j+1} B_j E_j^\top$ with $T_j s = \theta s$, the residual of $v = Q_j s$ is
-    $\|B_j E_j^\top s\|$: it stops when that is at most tol |theta| for all k. Then each residual
-    $\|Hv - \theta v\|$ is computed with one more product, which bounds the distance from theta to
-    an eigenvalue of H whatever happened before. (That it is the extreme one is almost sure, since
-    the start is random, but no finite number of products can prove it.)
+    A step multiplies a block of b vectors on one graph per batch, and an eigenvalue repeated up to
+    b times is found as often; b = 1 is the plain Lanczos method, which needs the fewest products.
+    From $H Q_j = Q_j T_j + X_{j+1} B_j E_j^\top$ with $T_j s = \theta s$, the residual of
+    $v = Q_j s$ is $\|B_j E_j^\top s\|$: it stops when that is at most tol |theta| for all k. An
+    eigenvalue of H lies within $\|Hv - \theta v\|$ of theta. (That it is the extreme one is almost
+    sure, since the start is random, but no finite number of products can prove it.) Up to three
+    residuals are computed with one more product each; of more, the residual of a random
+    combination of all v with one more product, and each only where that is not what they add up to.
 
-    Cost: k HVPs a step and k at the end, 20 to 60 steps are usual for k = 1 and tol = 1e-3, fewer
-    for larger k; steps k + 3 k vectors of memory. Where the basis would outgrow `max_basis` it is
-    cut down to its leading Ritz vectors and goes on from there, which loses little.
+    Cost: b HVPs a step and 1 to 3 at the end, 20 to 60 steps are usual for k = 1 and tol = 1e-3,
+    about 100 products in all for k = 20; steps b + 3 k vectors of memory. Where the basis would
+    outgrow `max_basis` it is cut down to its leading Ritz vectors and goes on from there, which
+    loses little.
 
     Source: Lanczos, 1950; Golub and Underwood, The block Lanczos method for computing eigenvalues,
     1977; the bound: Parlett, The Symmetric Eigenvalue Problem, 1998, section 4.5; Wu and Simon,
@@ -57,7 +64,10 @@ def top_eigenvalues(
         which: "largest" (algebraic, in descending order), "smallest" (in ascending order) or
             "magnitude" (by absolute value, descending).
         tol: The relative residual to stop at.
-        max_steps: The most Lanczos steps. `converged` says whether they were enough.
+        block: Vectors of a block, 1 to k. Default: k, but 3 at most. Give k where eigenvalues may
+            be repeated more than three times.
+        max_steps: The most Lanczos steps. `converged` says whether they were enough. Default: 100,
+            or as many as make 100 k products. Never fewer than a basis of k vectors takes.
         max_basis: The most vectors in the basis, at least 3 k + 2 (or n). Default: what fits into 1
             GiB, but 4 k + 8 at least.
         max_seconds: Stop before the step that would take longer than this in all.
@@ -68,13 +78,17 @@ def top_eigenvalues(
             more product; otherwise it is raised.
 
     Raises:
-        InputError: k, which, tol, max_steps, max_basis or max_seconds out of range.
+        InputError: k, which, tol, block, max_steps, max_basis or max_seconds out of range.
     """
     n = operator.shape[0]
     if which not in _ORDERS:
         raise unknown("order of eigenvalues", which, _ORDERS)
     if not 1 <= k <= n:
         raise InputError(f"k is {k}: the operator has {n} eigenvalues, give 1 to {n}")
+    block = min(k, WIDEST) if block is None else block
+    if not 1 <= block <= k:
+        raise InputError(f"block is {block}: give 1 to k = {k}")
+    max_steps = math.ceil(100 * k / block) if max_steps is None else max_steps
     if max_steps < 1:
         raise InputError(f"max_steps is {max_steps}: give at least 1")
     if not tol > 0:
@@ -85,12 +99,15 @@ def top_eigenvalues(
         raise InputError(f"max_basis is {max_basis}: give at least {min(n, 3 * k + 2)} for k = {k}")
     meter = Meter(operator.device, operator.dtype, operator)
     fitting = max(BASIS_BYTES // (n * operator.dtype.itemsize), 4 * k + 8)
-    lanczos = Lanczos(operator, k, seed, min(n, max_basis or fitting, max_steps * k))
+    # Three blocks more than are kept at a restart, where steps are so few that none comes.
+    most = max(max_steps * block, 3 * k + 2)
+    lanczos = Lanczos(operator, block, seed, min(n, max_basis or fitting, most))
     start, longest, steps, stopped = time.perf_counter(), 0.0, 0, "max_steps"
     try:
-        while steps < max_steps:
+        while steps < max_steps or lanczos.size < k:
             before = time.perf_counter()
-            if steps and max_seconds is not None and before - start + longest > max_seconds:
+            over = max_seconds is not None and before - start + longest > max_seconds
+            if over and lanczos.size >= k:
                 stopped = "max_seconds"
                 break
             lanczos.step(k, which)
@@ -98,7 +115,7 @@ def top_eigenvalues(
             values, _, bounds = lanczos.ritz(k, which)
             if progress is not None:
                 progress("eigenvalues", steps, max_steps)
-            if lanczos.small(bounds, values, tol):
+            if len(values) == k and lanczos.small(bounds, values, tol):
                 stopped = "converged"
                 break
             longest = max(longest, time.perf_counter() - before)
@@ -109,12 +126,13 @@ def top_eigenvalues(
     else:
         if progress is not None:
             progress("eigenvalues", steps, steps)
-    _, coordinates, _ = lanczos.ritz(k, which)
-    ritz = lanczos.combine(coordinates)
-    products = operator.matmat(ritz.T).T
-    values = (ritz * products).sum(1)
-    residuals = torch.linalg.vector_norm(products - values[:, None] * ritz, dim=1)
-    residuals, values = residuals.cpu().double(), values.cpu().double()
+    values, coordinates, bounds = lanczos.ritz(k, which)
+    ritz, residuals = lanczos.combine(coordinates), bounds.clamp(min=lanczos.floor)
+    if k <= WIDEST or not lanczos.confirmed(ritz, values, residuals):
+        products = operator.matmat(ritz.T).T
+        values = (ritz * products).sum(1)
+        residuals = torch.linalg.vector_norm(products - values[:, None] * ritz, dim=1)
+        residuals, values = residuals.cpu().double(), values.cpu().double()
     order = leading(values, which)
     return EigenEstimate(
         tuple(values[order].tolist()),

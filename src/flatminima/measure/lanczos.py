@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -75,7 +77,24 @@ class Lanczos:
 
     def small(self, residuals: Tensor, values: Tensor, tol: float) -> bool:
         """Whether every residual is within `tol` of its value, or at the level of rounding."""
-        return bool((residuals <= (tol * values.abs()).clamp(min=self._floor())).all())
+        return bool((residuals <= (tol * values.abs()).clamp(min=self.floor)).all())
+
+    def confirmed(self, ritz: Tensor, values: Tensor, residuals: Tensor) -> bool:
+        """Whether one product with a random combination of Ritz vectors bears the residuals out.
+
+        Args:
+            ritz: The vectors v, as rows (k, n).
+            values: Their Ritz values.
+            residuals: What is said of ||Hv - theta v||.
+        """
+        weights = torch.empty(len(ritz), dtype=ritz.dtype, device=ritz.device)
+        weights.normal_(generator=self._generator)
+        product = self._operator.matmat((weights @ ritz)[:, None])[:, 0]
+        left = product - (weights * values.to(weights)) @ ritz
+        # Of independent directions, so that they add up like squares, and rounding.
+        size = torch.linalg.vector_norm(weights.cpu().double() * residuals).item()
+        found = torch.linalg.vector_norm(left).item()
+        return bool(found <= 3 * size + self.floor * math.sqrt(len(ritz)))
 
     def combine(self, coordinates: Tensor) -> Tensor:
         """The unit vectors with these coordinates (size, k) in the basis, as rows (k, n)."""
@@ -95,7 +114,7 @@ class Lanczos:
                 # What is left of so much cancellation has its share of rounding along the basis.
                 self._subtract_basis(w)
                 norm = torch.linalg.vector_norm(w).item()
-            if norm > self._floor() and self.size + len(found) < len(w):
+            if norm > self.floor and self.size + len(found) < len(w):
                 coupling[len(found), column] = norm
                 found.append(w / norm)
         self._next = self._filled(found)
@@ -113,7 +132,8 @@ class Lanczos:
             part[:keep] = turn @ part[: self.size]
         self._projected, self.size = values.diag(), keep
 
-    def _floor(self) -> float:
+    @property
+    def floor(self) -> float:
         """The rounding error of a product, roughly: 10 eps ||T||_max."""
         return 10 * self._eps * self._projected.abs().max().item()
 

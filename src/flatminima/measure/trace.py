@@ -23,6 +23,10 @@ LEAST = {"auto": 1, "hutchinson": 1, "hutch++": 6, "xtrace": 4}
 FEWEST = 20
 """Products before an error is believed."""
 
+SKETCHED = 12
+"""Products from which on "auto" makes test vectors of them. Fewer than six vectors may not hold
+what is large in the matrix, and then do not show it in their error either."""
+
 XTRACE_BYTES = 2**31
 """The most memory that "auto" gives to XTrace."""
 
@@ -49,8 +53,10 @@ def hessian_trace(
       third probe the rest. `rel_error` can save only of the last third.
     - "xtrace": each test vector probes what the others leave of H. By far the best where a few
       eigenvalues stand out, as in trained networks. Memory of 2 `probes` vectors.
-    - "auto": all n products, hence the exact trace, if n <= `probes`; else XTrace, unless that
-      needs more than 2 GiB or its first 20 products show that Hutchinson will do better.
+    - "auto": all n products, hence the exact trace, if n <= `probes`; else XTrace, unless there are
+      fewer than 12 probes, or it needs more than 2 GiB, or its first 20 products show that
+      Hutchinson will do better. Where more test vectors stop paying, probes of one product each of
+      what the found ones leave.
 
     The same products give each block's trace, so a layer costs nothing extra. `stderr` is that of
     the m estimates, $s/\sqrt m$; for XTrace $\sqrt 2\, s/\sqrt m$, since its estimates share their
@@ -93,7 +99,8 @@ def hessian_trace(
         if bound is not None and not bound > 0:
             raise InputError(f"{name} is {bound}: give a number above 0, such as 0.05")
     meter = Meter(operator.device, operator.dtype, operator)
-    probing = _start(operator, method, probes, seed, early=bool(rel_error or max_seconds))
+    early = bool(rel_error or max_seconds)
+    probing = _start(operator, method, probes, seed, early=early, rel_error=rel_error)
     stopped, longest, start = "probes", 0.0, time.perf_counter()
     try:
         while probing.left:
@@ -137,16 +144,24 @@ def hessian_trace(
     )
 
 
-def _start(operator: Operator, method: str, probes: int, seed: int, *, early: bool) -> Probing:
+def _start(
+    operator: Operator,
+    method: str,
+    probes: int,
+    seed: int,
+    *,
+    early: bool,
+    rel_error: float | None,
+) -> Probing:
     n = operator.shape[0]
     if method == "hutchinson":
         return Hutchinson(operator, probes, seed)
     if method == "auto":
         if n <= (FEWEST if early else probes):
             return Exact(operator, n, seed)
-        if probes < FEWEST or 2 * probes * n * operator.dtype.itemsize > XTRACE_BYTES:
+        if probes < SKETCHED or 2 * probes * n * operator.dtype.itemsize > XTRACE_BYTES:
             return Hutchinson(operator, probes, seed)
-        return XTrace(operator, min(probes, n), seed, may_change=True)
+        return XTrace(operator, min(probes, n), seed, may_change=True, rel_error=rel_error)
     # Half the dimension in test vectors leaves nothing to probe.
     budget = min(probes, n)
     if budget < LEAST[method]:

@@ -1,6 +1,28 @@
 """What is minimized: callables `(model, batch) -> loss`, one file per loss, target or penalty."""
 
+from flatminima.objectives.backward_correction import BackwardCorrection
+from flatminima.objectives.cross_entropy import CrossEntropy, LabelSmoothing
 from flatminima.objectives.given import Loss, OwnLoss, as_objective
+from flatminima.objectives.mixing import CutMix, Mixup
+from flatminima.objectives.penalties import GradientNorm, TracePenalty
+from flatminima.objectives.registry import make_objective, objective_card, objective_cards
 from flatminima.objectives.supervised import Batch, Objective, Supervised
 
-__all__ = ["Batch", "Loss", "Objective", "OwnLoss", "Supervised", "as_objective"]
+__all__ = [
+    "BackwardCorrection",
+    "Batch",
+    "CrossEntropy",
+    "CutMix",
+    "GradientNorm",
+    "LabelSmoothing",
+    "Loss",
+    "Mixup",
+    "Objective",
+    "OwnLoss",
+    "Supervised",
+    "TracePenalty",
+    "as_objective",
+    "make_objective",
+    "objective_card",
+    "objective_cards",
+]

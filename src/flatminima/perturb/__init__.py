@@ -1,9 +1,10 @@
 """Where the gradient is taken: the pass engine, and one file per method."""
 
+from flatminima.cards import Card
 from flatminima.perturb import schedules
 from flatminima.perturb.asam import ASAM
 from flatminima.perturb.bsam import BSAM
-from flatminima.perturb.cards import Card, card, cards, make, options, refused, register
+from flatminima.perturb.cards import card, cards, make, options, refused, register
 from flatminima.perturb.engine import Perturbed
 from flatminima.perturb.friendly_sam import FriendlySAM
 from flatminima.perturb.gsam import GSAM

@@ -9,7 +9,8 @@ from typing import Unpack
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flatminima.perturb.cards import Card, register
+from flatminima.cards import Card
+from flatminima.perturb.cards import register
 from flatminima.perturb.options import Options, between
 from flatminima.perturb.sam import SAM, normalized
 from flatminima.perturb.weights import Slot

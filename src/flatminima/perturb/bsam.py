@@ -8,9 +8,10 @@ from typing import Unpack
 from torch import Tensor
 from torch.optim import Optimizer
 
+from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.optim import VariationalAdam
-from flatminima.perturb.cards import Card, register
+from flatminima.perturb.cards import register
 from flatminima.perturb.engine import Perturbed
 from flatminima.perturb.noise import Noise
 from flatminima.perturb.options import Options, truth

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from flatminima.cards import Card
 from flatminima.errors import InputError, unknown
 from flatminima.perturb.options import Options
 
@@ -16,39 +16,6 @@ if TYPE_CHECKING:
     from flatminima.perturb.engine import Perturbed
 
     Method = TypeVar("Method", bound=type[Perturbed])
-
-
-@dataclass(frozen=True)
-class Card:
-    """One method as the command line and the docs show it.
-
-    Attributes:
-        name: How a user asks for it.
-        title: Its full name.
-        equation: The gradient that the base optimizer steps along.
-        gradients: Gradients per step.
-        buffers: Weight-sized buffers beyond the base optimizer's, while passes run.
-        strength: The name of its main hyperparameter; "" where it has none.
-        suggested: Where to start with it.
-        source: Paper, year, arXiv id.
-        slot: The slot of a training run that it fills.
-        aliases: Other names.
-        preset: Options that tell it from another method of the same class.
-        base: The only base optimizer that it can wrap, as a recipe names it; "" takes any.
-    """
-
-    name: str
-    title: str
-    equation: str
-    gradients: str
-    buffers: str
-    strength: str
-    suggested: str
-    source: str
-    slot: str = "perturb"
-    aliases: tuple[str, ...] = ()
-    preset: Mapping[str, Any] | None = None
-    base: str = ""
 
 
 _METHODS: dict[str, tuple[Card, type[Perturbed]]] = {}

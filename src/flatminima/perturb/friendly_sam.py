@@ -9,8 +9,9 @@ from typing import Unpack
 from torch import Tensor
 from torch.optim import Optimizer
 
+from flatminima.cards import Card
 from flatminima.errors import InputError
-from flatminima.perturb.cards import Card, register
+from flatminima.perturb.cards import register
 from flatminima.perturb.options import Options, between
 from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.sam import SAM, normalized

@@ -10,8 +10,9 @@ from typing import Literal, Unpack
 from torch import Tensor
 from torch.optim import Optimizer
 
+from flatminima.cards import Card
 from flatminima.errors import InputError, unknown
-from flatminima.perturb.cards import Card, register
+from flatminima.perturb.cards import register
 from flatminima.perturb.drawing import Draw, in_pieces
 from flatminima.perturb.engine import Perturbed
 from flatminima.perturb.noise import Noise, Scale

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch.optim import Optimizer
 
-from flatminima.perturb.cards import Card, register
+from flatminima.cards import Card
+from flatminima.perturb.cards import register
 from flatminima.perturb.engine import Perturbed
 from flatminima.perturb.plans import Pass, Turn
 

@@ -10,7 +10,8 @@ from typing import Literal, Unpack
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flatminima.perturb.cards import Card, register
+from flatminima.cards import Card
+from flatminima.perturb.cards import register
 from flatminima.perturb.noise import Noise, Scale
 from flatminima.perturb.options import Options, between, truth
 from flatminima.perturb.plans import Pass, Turn

@@ -9,7 +9,8 @@ from typing import ClassVar, Unpack
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flatminima.perturb.cards import Card, foreign_option, register
+from flatminima.cards import Card
+from flatminima.perturb.cards import foreign_option, register
 from flatminima.perturb.engine import Perturbed
 from flatminima.perturb.options import Options, truth
 from flatminima.perturb.plans import Pass, Turn

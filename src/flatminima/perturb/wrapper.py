@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.perturb import options
-from flatminima.perturb.cards import Card, option_names
+from flatminima.perturb.cards import option_names
 from flatminima.perturb.noise import Noise, Stream, tensor_ids
 from flatminima.perturb.schedules import Schedule, constant, describe
 from flatminima.perturb.shards import check_shards, is_sharded, shard_like

@@ -35,6 +35,7 @@ METRICS = (
     Metric("hessian_trace", "Hessian trace", 1, -1),
     Metric("top_eigenvalue", "top eigenvalue", 1, -1),
     Metric("perturbation_gap", "perturbation gap", 1, -1),
+    Metric("gap_over_prediction", "gap / (sigma²/2 Tr H)"),
     Metric("gradients", "gradients", 1, -1),
     Metric("seconds_per_step", "ms per step", 1000, -1),
     Metric("peak_bytes", "peak memory (MB)", 1e-6, -1),

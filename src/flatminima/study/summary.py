@@ -15,6 +15,7 @@ METRICS = (
     "hessian_trace",
     "top_eigenvalue",
     "perturbation_gap",
+    "gap_over_prediction",
     "gradients",
     "seconds_per_step",
     "gradients_per_step",

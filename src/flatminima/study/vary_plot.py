@@ -11,7 +11,11 @@ from flatminima.errors import InputError, require
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F")
 MARKERS = "osD^Pv*"
 
-WORDS = {"test_accuracy": "test accuracy (%)", "test_loss": "test loss"}
+WORDS = {
+    "test_accuracy": "test accuracy (%)",
+    "test_loss": "test loss",
+    "gap_over_prediction": "gap / (σ²/2 Tr H)",
+}
 
 LOGARITHMIC = 5.0
 """A field whose largest value is so many times its smallest has a logarithmic axis."""

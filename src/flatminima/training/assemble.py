@@ -14,10 +14,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from flatminima.errors import InputError, require
 from flatminima.measure import LiveTrace
-from flatminima.objectives import Supervised
+from flatminima.objectives import Objective, make_objective, objective_card
 from flatminima.optim import VariationalAdam
 from flatminima.perturb import NSO, Perturbed, card, options
 from flatminima.progress import Progress, silent
+from flatminima.reparam import Reparam, make_reparam
 from flatminima.training import models
 from flatminima.training.averaging import Average
 from flatminima.training.batches import batches_per_epoch
@@ -33,10 +34,13 @@ from flatminima.training.methods import (
     strength_schedule,
 )
 from flatminima.training.pretrain import pretrain
-from flatminima.training.recipe import Recipe, parse_method
+from flatminima.training.recipe import Recipe, parse_brackets, parse_method
 from flatminima.training.specs import LoopSpec, OptimizerSpec
 from flatminima.training.state import Run
 from flatminima.training.threads import fitting_threads
+
+MIXABLE = {"mixup": ("image", "vector"), "cutmix": ("image",)}
+"""The kinds of data that some objectives are for."""
 
 
 @dataclass
@@ -64,6 +68,8 @@ def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     own_base = card(parse_method(recipe.perturb.perturb)[0]).base
     seed = recipe.loop.seed
     data = load_data(recipe.data, seed, progress)
+    objective(recipe, data)
+    reparam(recipe, torch.nn.Linear(1, 1))
     name = recipe.model.model or models.default_model(data)
     torch.manual_seed(seed)
     built = models.build(name, data, new_head=recipe.model.new_head)
@@ -100,6 +106,7 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
         raise InputError(f"{len(data.train)} training samples are too few for the processes")
     epochs = recipe.loop.epochs
     assert epochs is not None
+    free = reparam(recipe, accelerator.unwrap_model(model))
     optimizer = perturbed(base, recipe)
     optimizer.scaler = accelerator.scaler  # some methods must know how gradients are scaled
     total = epochs * per_epoch
@@ -117,7 +124,8 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
         model=model,
         optimizer=optimizer,
         scheduler=_lr_scheduler(optimizer, recipe, total, per_epoch),
-        objective=Supervised(),
+        objective=free.objective(objective(recipe, data)),
+        reparam=free,
         train=encode(data.train, data, prepared.built.encoding, augment=True),
         validation=validation,
         spec=recipe.loop,
@@ -131,6 +139,37 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
         average=_average(accelerator.unwrap_model(model), recipe.loop, total, per_epoch),
         meter=_meter(optimizer, recipe.loop) if recipe.loop.live_trace else None,
     )
+
+
+def objective(recipe: Recipe, data: DataSet) -> Objective:
+    """What the recipe minimizes.
+
+    Raises:
+        InputError: no such objective, options that it does not have, or data that it is not for.
+    """
+    name, given = parse_brackets(recipe.objective.objective)
+    found = make_objective(name, **given)
+    kinds = MIXABLE.get(objective_card(name).name)
+    if kinds is not None and data.kind not in kinds:
+        raise InputError(
+            f"--objective {name} mixes the numbers of two inputs, and {data.name} holds "
+            f"{data.kind}s: take another, such as label-smoothing"
+        )
+    return found
+
+
+def reparam(recipe: Recipe, model: torch.nn.Module) -> Reparam:
+    """Which weights are free, and where.
+
+    Args:
+        recipe: Names it.
+        model: Its weights as training begins.
+
+    Raises:
+        InputError: no such reparametrization, or options that it does not have.
+    """
+    name, given = parse_brackets(recipe.reparam.reparam)
+    return make_reparam(name, model, **given)
 
 
 def _meter(optimizer: Perturbed, spec: LoopSpec) -> LiveTrace | None:
@@ -184,6 +223,8 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
         family, random_weights = prepared.built.family, prepared.built.random_weights
         ready = ready.resolved(family, random_weights, card(parse_method(method)[0]).base)
         perturbed(_base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
+        objective(ready, prepared.data)
+        reparam(ready, torch.nn.Linear(1, 1))
         if not len(prepared.data.validation):
             _check_choosing(ready, prepared.data)
     return recipes

@@ -80,6 +80,9 @@ def headline(report: CurvatureReport) -> dict[str, float]:
     }
     if report.perturbation_gap is not None:
         numbers["perturbation_gap"] = report.perturbation_gap.value
+        predicted = report.predicted_gap
+        if predicted is not None and predicted.value > 0:
+            numbers["gap_over_prediction"] = report.perturbation_gap.value / predicted.value
     return numbers
 
 

@@ -99,6 +99,8 @@ def _timed_step(run: Run, state: State, samples: int, batch: Any) -> None:
         finite = not run.stepper.step_was_skipped
     elif run.spec.on_nan == "stop":
         raise NonFinite(_not_finite(run, state, loss, norm))
+    if finite and run.reparam is not None:
+        run.reparam.after_step()
     if not finite:
         state.skipped += 1
         for buffer, value in zip(run.model.buffers(), before, strict=False):

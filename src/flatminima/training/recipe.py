@@ -19,8 +19,10 @@ from flatminima.training.specs import (
     LoopSpec,
     MeasureSpec,
     ModelSpec,
+    ObjectiveSpec,
     OptimizerSpec,
     PerturbSpec,
+    ReparamSpec,
 )
 
 
@@ -34,6 +36,8 @@ class Recipe:
 
     data: DataSpec = field(default_factory=DataSpec)
     model: ModelSpec = field(default_factory=ModelSpec)
+    reparam: ReparamSpec = field(default_factory=ReparamSpec)
+    objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
     perturb: PerturbSpec = field(default_factory=PerturbSpec)
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     loop: LoopSpec = field(default_factory=LoopSpec)
@@ -144,6 +148,30 @@ def parse_method(asked: str) -> tuple[str, dict[str, Any]]:
         if key in chosen:
             raise InputError(f"{asked!r} sets {key} twice: leave one out")
         chosen[key] = _literal(value)
+    return name, chosen
+
+
+def parse_brackets(asked: str) -> tuple[str, dict[str, Any]]:
+    """An objective or reparametrization as users write it: `mixup`, `mixup(alpha=0.4)`.
+
+    Brackets, since the options of a method of a comparison stand between colons:
+    `nso:objective=mixup(alpha=0.4)`.
+
+    Returns:
+        Its name, and its options as numbers, truth values or words.
+
+    Raises:
+        InputError: brackets that do not close, or an option without "=".
+    """
+    name, opened, rest = asked.strip().partition("(")
+    if opened and not rest.endswith(")"):
+        raise InputError(f"{asked!r}: write options as name(option=value), not {asked!r}")
+    chosen: dict[str, Any] = {}
+    for setting in filter(None, rest.removesuffix(")").split(";")):
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"{asked!r}: write options as name(option=value), not {setting!r}")
+        chosen[key.strip()] = _literal(value.strip())
     return name, chosen
 
 

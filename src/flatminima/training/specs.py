@@ -34,6 +34,28 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class ReparamSpec:
+    """Which weights are free."""
+
+    reparam: str = _option(
+        "none",
+        "none, distance-penalty or distance-constraint, options in brackets, as in "
+        "'distance-constraint(radius=0.5)'",
+    )
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """What is minimized."""
+
+    objective: str = _option(
+        "cross-entropy",
+        "cross-entropy, label-smoothing, mixup, cutmix, backward-correction, gradient-norm or "
+        "trace-penalty, options in brackets, as in 'label-smoothing(alpha=0.4)'",
+    )
+
+
+@dataclass(frozen=True)
 class PerturbSpec:
     """Where the gradient is taken."""
 
@@ -156,6 +178,8 @@ class MeasureSpec:
 SECTIONS: dict[str, type[Any]] = {
     "data": DataSpec,
     "model": ModelSpec,
+    "reparam": ReparamSpec,
+    "objective": ObjectiveSpec,
     "perturb": PerturbSpec,
     "optimizer": OptimizerSpec,
     "loop": LoopSpec,

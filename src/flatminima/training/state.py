@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from flatminima.measure import LiveTrace
 from flatminima.objectives import Objective
 from flatminima.perturb import Perturbed
+from flatminima.reparam import Reparam
 from flatminima.training.averaging import Average
 from flatminima.training.batches import batches_per_epoch
 from flatminima.training.directory import RunDirectory
@@ -66,6 +67,7 @@ class Run:
         companions: Writes what belongs beside the weights of a checkpoint.
         average: Gathers the mean of the weights; None where none is kept.
         meter: Reads the Hessian's trace off the passes; None where none is asked for.
+        reparam: Which weights are free, and where.
         look: Given the number of an epoch that has ended, what is to be logged of it too.
     """
 
@@ -84,6 +86,7 @@ class Run:
     companions: Callable[[Path], None]
     average: Average | None = None
     meter: LiveTrace | None = None
+    reparam: Reparam | None = None
     look: Callable[[int], dict[str, float]] = lambda epoch: {}
 
     def __post_init__(self) -> None:

@@ -1,0 +1,61 @@
+"""The reparametrizations that have a name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+
+from flatminima.cards import Card
+from flatminima.errors import InputError, unknown
+from flatminima.reparam.slot import Reparam
+
+Class = TypeVar("Class", bound=type[Reparam])
+
+NONE = "none"
+
+_REPARAMS: dict[str, tuple[Card, type[Reparam]]] = {}
+
+
+def register(card: Card) -> Callable[[Class], Class]:
+    """Enter a class under its card into the list of reparametrizations."""
+
+    def enter(cls: Class) -> Class:
+        for name in (card.name, *card.aliases):
+            _REPARAMS[name] = (card, cls)
+        return cls
+
+    return enter
+
+
+def reparam_cards() -> list[Card]:
+    """The cards of all reparametrizations."""
+    return list({card.name: card for card, _ in _REPARAMS.values()}.values())
+
+
+def make_reparam(name: str, model: nn.Module, **given: Any) -> Reparam:
+    """A reparametrization by name.
+
+    Args:
+        name: The name on its card, an alias, or "none".
+        model: Its weights as training begins.
+        given: Its options.
+
+    Raises:
+        InputError: no such reparametrization, an option that it does not have, or a value out of
+            range.
+    """
+    if name == NONE and not given:
+        return Reparam(model)
+    if name not in _REPARAMS:
+        raise unknown("reparametrization", name, [NONE, *_REPARAMS])
+    card, cls = _REPARAMS[name]
+    known = [option for option in inspect.signature(cls).parameters if option != "model"]
+    for option in given:
+        if option not in known:
+            raise unknown(f"option of {name!r}", option, known)
+    if card.strength not in given:
+        raise InputError(f"{name!r} needs {card.strength}; start with {card.suggested}")
+    return cls(model, **given)
