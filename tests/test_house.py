@@ -213,6 +213,11 @@ def test_the_page_of_measures_shows_the_committed_results_of_the_live_trace():
     assert tables["live_run_table"]() in page
 
 
+def test_the_page_of_experiments_shows_the_committed_results():
+    benchmark = runpy.run_path(str(ROOT / "benchmarks/experiments.py"))
+    assert benchmark["page"]() == (ROOT / "docs/experiments.md").read_text()
+
+
 def test_the_page_on_landscapes_shows_the_committed_results():
     tables = runpy.run_path(str(ROOT / "benchmarks/readme.py"))
     assert tables["landscape_times"]() in (ROOT / "docs/landscapes.md").read_text()
