@@ -93,9 +93,11 @@ class OptimizerSpec:
     )
     momentum: float = _option(0.9, "momentum of sgd")
     weight_decay: float = _option(0.0, "weight decay")
-    lr_schedule: Literal["constant", "linear", "cosine"] = _option(
-        "cosine", "how the learning rate falls to 0"
+    amsgrad: bool = _option(False, "AMSGrad, for adam and adamw")
+    lr_schedule: Literal["constant", "linear", "cosine", "step"] = _option(
+        "cosine", "how the learning rate falls to 0; step: to a tenth, again and again"
     )
+    lr_step: int = _option(10, "epochs between the falls of the schedule 'step'")
     warmup: float = _option(0.0, "part of the steps over which the learning rate rises from 0")
     max_grad_norm: float | None = _option(
         None, "clip the step's gradient, passes averaged, to this norm"
