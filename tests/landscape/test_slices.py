@@ -323,3 +323,11 @@ def test_an_even_number_of_points_still_has_the_origin():
     model, batch = mlp()
     found = loss_slice(model, cross_entropy, [batch], around(random_directions(model, 1)), points=4)
     assert found.at(0.0) == pytest.approx(cross_entropy(model, batch).item(), rel=1e-14)
+
+
+def test_points_that_cannot_reach_both_checkpoints_are_refused():
+    from flatminima.landscape.grid import axis_values
+
+    assert {0.0, 1.0} <= set(axis_values(-0.5, 1.5, 5, unit=True))
+    with pytest.raises(InputError, match="do not reach 0 and 1"):
+        axis_values(-29.5, 30.5, 25, unit=True)
