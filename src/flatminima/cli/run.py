@@ -63,7 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     from flatminima.study.compare import compare
     from flatminima.study.table import rich_table
     from flatminima.study.vary import name_of, vary
+    from flatminima.training.methods import check_strengths
 
+    check_strengths(content, methods)
     try:
         with screen.progress_bars() as progress:
             if grid is None:
