@@ -110,7 +110,7 @@ def eigen_directions(
     asked = [("largest", count)] if which == "largest" else [("largest", 1), ("smallest", 1)]
     found = []
     for side, k in asked:
-        hessian = Hessian(model, objective, batches, params=params)
+        hessian = Hessian(model, objective, batches, params=weights.values())
         top = top_eigenvalues(
             hessian,
             k,

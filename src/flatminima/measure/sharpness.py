@@ -73,7 +73,7 @@ def worst_case_sharpness(
     eta: float = 0.01,
     steps: int = 20,
     starts: int = 2,
-    params: Iterable[Tensor] | None = None,
+    params: Iterable[Tensor] | Iterable[str] | str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Sharpness:
@@ -109,7 +109,8 @@ def worst_case_sharpness(
         eta: Keeps weights at 0 movable where `adaptive`.
         steps: Gradient steps of each ascent.
         starts: Ascents: one from W, the others from random points.
-        params: Which parameters move; default: all that require a gradient.
+        params: Which parameters move: tensors, or names with wildcards ("encoder.*"); default:
+            all that require a gradient.
         seed: Of the random points; the global random state is not touched.
         progress: Called with ("sharpness", gradients done, gradients).
 
@@ -198,7 +199,7 @@ def average_sharpness(
     adaptive: bool = False,
     eta: float = 0.01,
     draws: int = 50,
-    params: Iterable[Tensor] | None = None,
+    params: Iterable[Tensor] | Iterable[str] | str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Estimate:
@@ -224,7 +225,8 @@ def average_sharpness(
         adaptive: Whether the ball's axes are as long as the weights.
         eta: Keeps weights at 0 movable where `adaptive`.
         draws: How many pairs.
-        params: Which parameters move; default: all that require a gradient.
+        params: Which parameters move: tensors, or names with wildcards ("encoder.*"); default:
+            all that require a gradient.
         seed: Of the directions; the global random state is not touched.
         progress: Called with ("average sharpness", batches done, batches) after each batch.
 

@@ -131,7 +131,7 @@ def dynamical_stability(
     *,
     lr: float,
     batch_size: int,
-    params: Iterable[Tensor] | None = None,
+    params: Iterable[Tensor] | Iterable[str] | str | None = None,
     progress: Progress | None = None,
 ) -> StabilityReport:
     r"""Whether gradient descent and SGD, at a learning rate and a batch size, stay at this minimum.
@@ -163,7 +163,8 @@ def dynamical_stability(
         batches: The training set, or a part of it: the thresholds are then those of that part.
         lr: The learning rate.
         batch_size: Samples in a step, drawn without replacement.
-        params: Which parameters were trained; default: all that require a gradient.
+        params: Which parameters were trained: tensors, or names with wildcards ("encoder.*");
+            default: all that require a gradient.
         progress: Called with ("stability", samples done, samples of the batches so far).
 
     Raises:

@@ -66,7 +66,7 @@ def start_sigma(
     fraction: float = 0.1,
     draws: int = 5,
     noise: str = "normal",
-    params: Iterable[Tensor] | None = None,
+    params: Iterable[Tensor] | Iterable[str] | str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> StartSigma:
@@ -96,7 +96,8 @@ def start_sigma(
         fraction: The gap as a part of the loss at W.
         draws: How many z, at least 2.
         noise: The distribution of z: "normal", "laplace", "uniform", "rademacher", "binomial".
-        params: Which parameters move; default: all that require a gradient.
+        params: Which parameters move: tensors, or names with wildcards ("encoder.*"); default:
+            all that require a gradient.
         seed: Of the noise; the global random state is not touched.
         progress: Called with ("start sigma", sigmas tried, the same + 1) after each.
 
