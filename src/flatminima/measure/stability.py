@@ -16,7 +16,7 @@ from flatminima.measure.batches import Batches, MeanLoss, weighted
 from flatminima.measure.cost import Meter
 from flatminima.measure.results import Result
 from flatminima.measure.thresholds import LinearSGD
-from flatminima.measure.untouched import free_parameters, untouched
+from flatminima.measure.untouched import check_recording, free_parameters, untouched
 from flatminima.objectives import Supervised
 from flatminima.objectives.supervised import inputs_and_targets, logits
 from flatminima.perturb.shares import cut
@@ -176,6 +176,7 @@ def dynamical_stability(
         raise InputError(f"lr is {lr}: give a finite number above 0, such as 0.01")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}: give at least 1")
+    check_recording()
     if not isinstance(objective, Supervised):
         raise InputError(
             f"the objective is a {type(objective).__name__}, and the Jacobian of the outputs is "
