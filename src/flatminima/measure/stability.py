@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ from flatminima.progress import Progress
 
 MOST_BYTES = 4 * 2**30
 """What the Jacobian of all samples may take."""
+
+
+Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -262,15 +266,15 @@ def output_curvature(
             objective.criterion(predicted[i : i + 1], targets[i : i + 1]) for i in range(count)
         ]
         mean = float(torch.stack(alone).mean())
-    outputs = predicted.detach().double().requires_grad_()
-    targets = targets.double() if targets.is_floating_point() else targets
-    loss = objective.criterion(outputs, targets)
-    value = float(loss.detach())
+        value = float(objective.criterion(predicted, targets))
     if abs(value - mean) > 1e-4 * abs(mean) + 1e-6:
         raise InputError(
             f"the loss of a batch is {value:.6g} and the mean over its samples "
-            f"{mean:.6g}: give a criterion that is a mean over samples"
+            f"{mean:.6g}: give a criterion that is a mean over samples (no class weights)"
         )
+    outputs = predicted.detach().double().requires_grad_()
+    targets = targets.double() if targets.is_floating_point() else targets
+    loss = _in_double(objective.criterion, outputs, targets)
     # Each sample's loss depends on its own outputs alone: sums over samples keep them apart.
     (slope,) = torch.autograd.grad(loss * count, outputs, create_graph=True)
     slopes = slope.flatten(1)
@@ -289,6 +293,19 @@ def output_curvature(
     rank = max(1, int((values > 1e-12 * largest).sum(1).max()))
     roots = values[:, -rank:, None].clamp(min=0).sqrt() * vectors[:, :, -rank:].mT
     return loss.detach(), slopes.detach(), roots.to(predicted.dtype)
+
+
+def _in_double(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss of outputs of float64; a module's buffers, such as class weights, follow them."""
+    if isinstance(criterion, nn.Module):
+        criterion = copy.deepcopy(criterion).double()
+    try:
+        return criterion(outputs, targets)
+    except RuntimeError as error:
+        raise InputError(
+            f"the criterion does not take outputs of float64 ({str(error).splitlines()[0]}): give "
+            "a module that keeps its tensors as buffers, as torch.nn.CrossEntropyLoss does"
+        ) from error
 
 
 def _jacobian(outputs: Tensor, root: Tensor, weights: list[Tensor]) -> Tensor:
