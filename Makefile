@@ -34,6 +34,7 @@ examples: .venv/installed-dev
 
 readme: .venv/installed-dev
 	$(BIN)/python benchmarks/readme.py
+	$(BIN)/python benchmarks/experiments.py page
 
 clean:
 	rm -rf .venv runs

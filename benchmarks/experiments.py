@@ -117,7 +117,8 @@ def page() -> str:
         parts.append(f"**The paper**: {about['paper'].strip()}\n")
         file = RESULTS / f"experiment-{recipe.stem}.json"
         if not file.is_file():
-            parts.append("**Here**: not run.\n")
+            needs = f": it needs {about['needs']}" if "needs" in about else ""
+            parts.append(f"**Here**: not run{needs}.\n")
             continue
         found = read_json(file)
         if (RESULTS / f"experiment-{recipe.stem}.svg").is_file():

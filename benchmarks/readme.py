@@ -276,6 +276,7 @@ def fill(path: Path, name: str, content: str) -> None:
 
 
 if __name__ == "__main__":
+    import pages_performance
     from measure_page import TABLES
 
     fill(ROOT / "README.md", "demo table", demo_table())
@@ -290,6 +291,8 @@ if __name__ == "__main__":
     fill(ROOT / "docs/concepts/one-pass.md", "one-pass", one_pass_tables())
     for name, references in COMPARISONS.items():
         fill(ROOT / "docs/comparison.md", name, comparison(name, references))
+    for name, content in pages_performance.tables().items():
+        fill(ROOT / "docs/performance.md", name, content)
     measured = json.loads((ROOT / "docs/results/measure.json").read_text())
     for name, build in TABLES.items():
         fill(ROOT / "docs/performance-of-measuring.md", name, build(measured))

@@ -214,6 +214,11 @@ def test_the_page_of_measures_shows_the_committed_results_of_the_live_trace():
     assert tables["live_run_table"]() in page
 
 
+def test_the_page_of_experiments_shows_the_committed_results():
+    benchmark = runpy.run_path(str(ROOT / "benchmarks/experiments.py"))
+    assert benchmark["page"]() == (ROOT / "docs/experiments.md").read_text()
+
+
 def test_the_page_on_landscapes_shows_the_committed_results():
     tables = runpy.run_path(str(ROOT / "benchmarks/readme.py"))
     assert tables["landscape_times"]() in (ROOT / "docs/landscapes.md").read_text()
@@ -227,6 +232,16 @@ def test_the_page_on_reports_shows_the_committed_results():
 def test_the_page_on_one_pass_shows_the_committed_results():
     tables = runpy.run_path(str(ROOT / "benchmarks/readme.py"))
     assert tables["one_pass_tables"]() in (ROOT / "docs/concepts/one-pass.md").read_text()
+
+
+def test_the_page_on_performance_shows_the_committed_results():
+    page = (ROOT / "docs/performance.md").read_text()
+    tables = runpy.run_path(str(ROOT / "benchmarks/pages_performance.py"))["tables"]()
+    for name, table in tables.items():
+        assert f"<!-- {name}: " in page
+        assert table in page, name
+    for picture in re.findall(r"\]\((results/.*?svg)\)", page):
+        assert (ROOT / "docs" / picture).exists()
 
 
 def test_the_page_on_what_measuring_costs_shows_the_committed_results():

@@ -87,3 +87,30 @@ def test_what_cannot_work_is_refused(trained, capsys, tmp_path, targets, words):
     code, _, errors = run(capsys, "report", *given)
     assert code == 2
     assert words in errors
+
+
+def test_a_part_of_the_parameters_or_of_what_was_asked_does_not_replace_the_whole(trained, capsys):
+    few = ["--probes", "4", "--draws", "3"]
+    assert run(capsys, "measure", trained, *few)[0] == 0
+    whole = (trained / "measure.json").read_text()
+    code, printed, _ = run(capsys, "measure", trained, *few, "--params", "*bias")
+    assert code == 0
+    assert f"written to {trained / 'measure-params.json'}" in printed
+    assert json.loads((trained / "measure-params.json").read_text())["selection"] == "*bias"
+    budget = ["--max-gradients", "60", "--eigenvalues", "20", "--probes", "90"]
+    code, printed, _ = run(capsys, "measure", trained, *budget)
+    assert code == 0
+    assert f"written to {trained / 'measure-partial.json'}" in printed
+    assert (trained / "measure.json").read_text() == whole
+
+
+def test_a_bound_of_some_parameters_is_refused(trained, capsys):
+    code, _, errors = run(capsys, "measure", trained, "--bound", "--params", "*bias")
+    assert code == 2
+    assert "leave --params or --bound out" in errors
+
+
+def test_a_list_of_numbers_with_a_hole_is_named(trained, capsys):
+    with pytest.raises(SystemExit):
+        run(capsys, "measure", trained, "--sigmas", "0.1,,2")
+    assert "give them as 0.01,0.1" in capsys.readouterr().err

@@ -51,16 +51,25 @@ def test_every_recipe_of_the_paper_can_run_as_far_as_can_be_told(file, small):
     methods = methods.split(",") if isinstance(methods, str) else methods
     assert content.pop("seeds") >= (1 if small else 5)
     grid, about = content.pop("vary", {}), content.pop("about")
+    assert {"title", "purpose", "paper"} <= set(about)
+    if "needs" in about and not small:
+        # Its data are not here: what can be told without them.
+        Recipe.from_flat({**content, "data": "digits"})
+        return
     check_strengths(content, methods)
     for name, values in grid.items():
         for value in values:
             for_methods(Recipe.from_flat({**content, name: value}), methods)
     for_methods(Recipe.from_flat(content), methods)
-    assert {"title", "purpose", "paper"} <= set(about)
+
+
+# The recipes of image sets differ by data and strengths alone.
+PATHS = [file for file in RECIPES if not file.stem.startswith("images-")]
+PATHS += [file for file in RECIPES if file.stem.startswith("images-")][:1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", PATHS, ids=lambda file: file.stem)
 def test_every_small_version_runs(file, capsys, tmp_path):
     code, printed, _ = run(capsys, "run", file, "--small", "--out", tmp_path / "out")
     assert code == 0

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from flatminima.errors import InputError
 from flatminima.measure import GaussNewton, Hessian, hessian_trace
 from flatminima.measure.batches import Contents
+from flatminima.objectives import Supervised
 
 from .cases import DOUBLE, cross_entropy, dense_hessian, mlp, split
 
@@ -100,7 +101,18 @@ def test_losses_that_tie_samples_together_are_measured():
 
     operator = Hessian(model, contrastive, [(x, y)])
     assert matrix(operator).abs().sum() > 0
-    assert operator.remarks == ""
+    assert "not the mean of its parts" in operator.remarks
+
+
+def test_a_weighted_mean_is_remarked_and_a_mean_is_not():
+    model, (x, y) = mlp()
+    y = y.sort().values  # so that the halves hold other classes
+    weights = torch.linspace(1.0, 5.0, model(x).shape[1], dtype=x.dtype)
+    weighted = Supervised(nn.CrossEntropyLoss(weight=weights))
+    for objective, expected in ((weighted, True), (cross_entropy, False)):
+        operator = Hessian(model, objective, [(x, y)])
+        matrix(operator)
+        assert ("not the mean of its parts" in operator.remarks) is expected
 
 
 def test_models_of_a_fixed_batch_size_are_measured():

@@ -7,10 +7,10 @@ from torch import nn
 
 import flatminima
 from flatminima.errors import InputError
-from flatminima.measure import CurvatureReport, curvature
+from flatminima.measure import CurvatureReport, Hessian, curvature, hessian_trace
 from flatminima.objectives import OwnLoss, Supervised, as_objective
 
-from .cases import cross_entropy, mlp, split
+from .cases import cross_entropy, dense_hessian, mlp, split
 
 
 def test_a_report_measures_everything_in_one_call():
@@ -93,7 +93,8 @@ def test_an_error_target_takes_as_many_probes_as_it_needs():
     assert tight.trace.hvps > loose.trace.hvps
     assert tight.stopped == "done"
     missed = curvature(model, cross_entropy, [batch], rel_error=1e-3, probes=20)
-    assert missed.stopped == "budget"
+    assert missed.stopped == "rel_error"
+    assert "rel_error was not reached" in str(missed)
 
 
 @pytest.mark.parametrize("gradients", [60, 200, 1000])
@@ -233,3 +234,106 @@ def test_bad_arguments_are_refused(arguments, message):
 def test_a_report_of_another_version_is_refused():
     with pytest.raises(InputError, match="measure again"):
         CurvatureReport.from_dict({"trace": None})
+
+
+def test_an_error_that_small_networks_do_not_reach_by_probes_is_had_exactly():
+    model, batch = mlp()
+    found = curvature(model, cross_entropy, [batch], rel_error=1e-6)
+    assert found.stopped == "done"
+    assert found.trace.stderr == 0
+    n = found.parameters
+    assert found.trace.hvps <= 1.5 * n
+    exact = hessian_trace(Hessian(model, cross_entropy, [batch]), probes=n)
+    assert found.trace.value == pytest.approx(exact.value, rel=1e-10)
+
+
+def test_what_was_found_is_kept_when_a_later_part_fails():
+    model, batch = mlp()
+    found = curvature(model, cross_entropy, [batch], sigma=[0.1, 1e300])
+    assert found.stopped == "error"
+    assert "noise_stability" in found.error
+    assert found.trace.value == pytest.approx(curvature(model, cross_entropy, [batch]).trace.value)
+    assert "stopped early: noise_stability" in str(found)
+    assert CurvatureReport.from_dict(json.loads(json.dumps(found.to_dict()))).error == found.error
+
+
+def test_too_many_eigenvalues_are_refused_before_anything_is_measured():
+    model, batch = mlp()
+    with pytest.raises(InputError, match="one for each parameter"):
+        curvature(model, cross_entropy, [batch], eigenvalues=58)
+
+
+def test_the_lowest_eigenvalue_is_found_where_asked_for():
+    model, batch = mlp()
+    found = curvature(model, cross_entropy, [batch], lowest=True)
+    dense = torch.linalg.eigvalsh(dense_hessian(model, batch))
+    assert found.lowest_eigenvalue.value == pytest.approx(dense[0].item(), rel=1e-2)
+    assert "lowest eigenvalue" in str(found)
+    assert curvature(model, cross_entropy, [batch]).lowest_eigenvalue is None
+
+
+def test_a_small_budget_is_kept_also_by_the_later_parts():
+    model, batch = mlp()
+    settings = {"eigenvalues": 20, "density": True, "sigma": [0.1, 0.2, 0.3], "lowest": True}
+    found = curvature(model, cross_entropy, [batch], max_gradients=60, **settings)
+    assert found.stopped == "budget"
+    parts = (found.trace, found.top_eigenvalue, found.lowest_eigenvalue, found.density)
+    hvps = sum(part.hvps for part in parts if part is not None)
+    assert 2.1 * hvps < 1.4 * 60
+    assert found.top_eigenvalue is None
+
+
+@pytest.mark.parametrize("sigma", [True, "a", float("nan"), 0, [0.1, "b"]])
+def test_a_sigma_that_is_no_number_is_refused(sigma):
+    model, batch = mlp()
+    with pytest.raises(InputError, match="sigma is"):
+        curvature(model, cross_entropy, [batch], sigma=sigma)
+
+
+def test_tensors_are_taken_for_sigmas():
+    model, batch = mlp()
+    for sigma in (torch.tensor(0.1), torch.tensor([0.1]), (torch.tensor(0.1),)):
+        found = curvature(model, cross_entropy, [batch], sigma=sigma, probes=5, draws=3)
+        assert found.sigma == pytest.approx(0.1)
+
+
+def test_a_function_of_outputs_and_targets_is_told_from_an_objective():
+    model, batch = mlp()
+    with pytest.raises(InputError, match="Supervised"):
+        curvature(model, lambda o, t: nn.functional.cross_entropy(o, t), [batch])
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_several_inputs_are_given_to_the_model_one_by_one(nested):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 2), nn.Linear(4, 2)
+
+        def forward(self, x, z):
+            return self.a(x) + self.b(z)
+
+    torch.manual_seed(0)
+    x, z, y = torch.randn(9, 3), torch.randn(9, 4), torch.randint(2, (9,))
+    batch = ((x, z), y) if nested else (x, z, y)
+    model = Two()
+    found = curvature(model, nn.CrossEntropyLoss(), [batch])
+    joined = nn.Linear(7, 2)
+    with torch.no_grad():
+        joined.weight.copy_(torch.cat([model.a.weight, model.b.weight], 1))
+        joined.bias.copy_(model.a.bias + model.b.bias)
+    other = curvature(joined, nn.CrossEntropyLoss(), [(torch.cat([x, z], 1), y)])
+    assert found.loss == pytest.approx(other.loss, rel=1e-5)
+    # The bias counts twice, being in both layers.
+    twice = other.trace.value + other.layers["bias"].value
+    assert found.trace.value == pytest.approx(twice, rel=1e-4)
+    assert found.samples == 9
+
+
+def test_what_was_measured_is_said():
+    model, batch = mlp()
+    assert curvature(model, cross_entropy, [batch]).selection == ""
+    some = curvature(model, cross_entropy, [batch], params="*weight")
+    assert some.selection == "*weight"
+    tensors = curvature(model, cross_entropy, [batch], params=[next(model.parameters())])
+    assert tensors.selection == "1 tensors"

@@ -1,5 +1,6 @@
 """Bad input, and loops in which a careless engine would go wrong without a word."""
 
+import copy
 import math
 from unittest.mock import Mock
 
@@ -459,3 +460,34 @@ def test_numpy_numbers_are_numbers():
     )
     assert optimizer.strength(optimizer.param_groups[0]) == 0.5
     assert optimizer.gradients_per_step() == 4
+
+
+def test_on_a_cpu_the_copy_of_the_weights_lies_where_that_of_the_step_before_lay():
+    model = smooth()
+    optimizer, found = NSO(sgd(model.parameters()), sigma=0.1), []
+    for seed in range(3):
+        for x, y in optimizer.passes(*batch(dtype=DOUBLE, seed=seed)):
+            homes = [home for _, home in optimizer._running.weights.positions()]
+            cross_entropy(model(x), y).backward()
+        found.append([home.data_ptr() for home in homes])
+        optimizer.step()
+        optimizer.zero_grad()
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_copy_of_an_optimizer_has_no_copy_of_the_weights():
+    model = smooth()
+    optimizer = NSO(sgd(model.parameters()), sigma=0.1)
+    train(optimizer, model, [batch(dtype=DOUBLE)])
+    assert optimizer._spare._held
+    assert not copy.deepcopy(optimizer)._spare._held
+
+
+def test_parameters_that_join_are_copied_too():
+    model, late = smooth(), torch.nn.Parameter(torch.ones(3, dtype=DOUBLE))
+    optimizer = NSO(sgd(model.parameters(), lr=0.0), sigma=0.1)
+    train(optimizer, model, [batch(dtype=DOUBLE)])
+    optimizer.add_param_group({"params": [late]})
+    for _ in optimizer.passes():
+        assert not torch.equal(late.detach(), torch.ones_like(late))
+    assert torch.equal(late.detach(), torch.ones_like(late))

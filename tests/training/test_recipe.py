@@ -1,10 +1,11 @@
 from dataclasses import fields
 
 import pytest
+import torch
 
 from flatminima.errors import InputError
 from flatminima.training.assemble import for_methods
-from flatminima.training.methods import specialize
+from flatminima.training.methods import perturbed, specialize
 from flatminima.training.recipe import Recipe, dump, option_types, parse_method, read
 from flatminima.training.specs import SECTIONS
 
@@ -46,6 +47,18 @@ def test_a_method_with_options():
     assert name == "nso"
     assert options == {"sigma": 0.2, "num_perturbations": 3, "noise": "laplace", "vectors": False}
     assert parse_method("plain") == ("plain", {})
+
+
+def test_memory_and_noise_are_options_of_a_recipe():
+    def optimizer(method):
+        recipe = Recipe.from_flat({"perturb": method}).resolved("builtin", True)
+        return perturbed(torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))]), recipe)
+
+    found = optimizer("nso:memory=replay:noise=table")
+    assert (found.memory, found.noise.name) == ("replay", "table")
+    assert optimizer("nso-one-pass").memory == "exact"
+    with pytest.raises(InputError, match="memory"):
+        optimizer("nso:memory=none")
 
 
 @pytest.mark.parametrize(

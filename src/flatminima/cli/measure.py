@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from flatminima.cli import flags, screen
+from flatminima.errors import InputError
 from flatminima.training.recipe import flag
 
 
 def numbers(text: str) -> tuple[float, ...]:
     """Numbers between commas."""
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of numbers: give them as 0.01,0.1"
+        ) from None
 
 
 SETTINGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
@@ -25,6 +31,9 @@ SETTINGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("params", str, "only parameters whose names match, such as 'encoder.*'"),
 )
 """Flags beside the recipe's; all but `sigmas` are arguments of `curvature`."""
+
+PARTIAL = ("interrupted", "budget", "error")
+"""Why a report may hold less than was asked for."""
 
 METAVARS = {float: "X", int: "N", str: "GLOB", numbers: "X,X,..."}
 
@@ -46,17 +55,22 @@ def add_to(commands: Any) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="JSON file (default: measure.json in the run, measure-NAME.json for a checkpoint)",
+        help="JSON file (default: measure.json in the run, measure-NAME.json for a checkpoint, "
+        "measure-params.json with --params)",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it too: a .png, .svg, .pdf")
     group = parser.add_argument_group("what, and how exactly")
     for name, kind, text in SETTINGS:
         group.add_argument(flag(name), type=kind, metavar=METAVARS[kind], help=text)
+    group.add_argument(
+        "--lowest", action="store_true", help="the smallest eigenvalue too, the most negative"
+    )
     group.add_argument("--density", action="store_true", help="the density of all eigenvalues too")
     group.add_argument(
         "--bound",
         action="store_true",
-        help="a PAC-Bayes bound on a run's test loss too, in bound.json",
+        help="a PAC-Bayes bound on a run's test loss too, in bound.json (of all parameters, and "
+        "beside the budget)",
     )
     flags.add_recipe_flags(parser, ("data", "measure"), leave_out=("measure",))
     parser.set_defaults(run=run)
@@ -74,8 +88,9 @@ def run(arguments: argparse.Namespace) -> int:
         settings["probes"] = None  # as many as it takes, whatever the recipe says
     if "sigmas" in settings:
         settings["sigma"] = settings.pop("sigmas")
-    if arguments.density:
-        settings["density"] = True
+    settings |= {name: True for name in ("density", "lowest") if getattr(arguments, name)}
+    if arguments.bound and arguments.params is not None:
+        raise InputError("a bound is about all parameters: leave --params or --bound out")
     if arguments.plot is not None:
         flags.check_picture(arguments.plot)
     with screen.progress_bars() as progress:
@@ -84,10 +99,13 @@ def run(arguments: argparse.Namespace) -> int:
         )
     print(report)
     cut = report.stopped == "interrupted"
+    if file is not None and report.selection:
+        file = file.with_name(f"{file.stem}-params{file.suffix}")
     out = arguments.out or file
     if out is not None:
-        # A whole report is not overwritten by a part of one.
-        out = out.with_name(f"{out.stem}-partial{out.suffix}") if cut else out
+        if report.stopped in PARTIAL and (cut or out.exists()):
+            # A whole report is not overwritten by a part of one.
+            out = out.with_name(f"{out.stem}-partial{out.suffix}")
         write_json(out, report.to_dict())
         print(f"\nwritten to {out}")
     if arguments.plot is not None:
@@ -95,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"drawn in {arguments.plot}")
     if arguments.bound and not cut:
         _bound(arguments.target, said)
-    return 130 if cut else 0
+    return 130 if cut else 1 if report.stopped == "error" else 0
 
 
 def _bound(target: str, said: dict[str, Any]) -> None:

@@ -23,8 +23,8 @@ def sample_count(batch: Batch) -> int:
     """
     if isinstance(batch, Mapping) and isinstance(batch.get("targets"), Tensor):
         counted = batch["targets"]
-    elif isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor):
-        counted = batch[1]
+    elif isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[-1], Tensor):
+        counted = batch[-1]
     else:
         counted = next(tensors_in(batch), None)
     if counted is None or counted.ndim == 0:

@@ -77,8 +77,11 @@ class Budget:
         """ "interrupted", "budget" or "done": whether all that was wanted so far could be had.
 
         Args:
-            part: The last part.
+            part: The last part; None if nothing was left for it.
         """
+        if part is None:
+            self.short = True
+            return "budget"
         reason, exact = getattr(part, "stopped", ""), getattr(part, "stderr", None) == 0
         ran_out = self._fewer and reason in ("probes", "max_steps") and not exact
         self.short |= ran_out or reason == "max_seconds"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,9 @@ LANCZOS_STEPS = 100
 
 DENSITY_PROBES, DENSITY_STEPS = 10, 30
 
+FEWEST_STEPS = 5
+"""Steps of a density that are worth a probe: with fewer there are fewer probes."""
+
 
 def curvature(
     model: nn.Module,
@@ -46,6 +50,7 @@ def curvature(
     max_gradients: int | None = None,
     probes: int | None = None,
     eigenvalues: int = 1,
+    lowest: bool = False,
     draws: int = 50,
     density: bool = False,
     params: Iterable[Tensor] | Iterable[str] | str | None = None,
@@ -77,6 +82,7 @@ def curvature(
         probes: Products for the trace. Default: 100, or with rel_error as many as it takes, at most
             10000.
         eigenvalues: How many of the largest eigenvalues.
+        lowest: Whether to find the smallest eigenvalue too, the most negative if there is one.
         draws: Perturbations for each sigma.
         density: Whether to measure the density of all eigenvalues too.
         params: Which parameters: tensors, or names with wildcards ("encoder.*"); default: all that
@@ -95,16 +101,18 @@ def curvature(
             nothing can be measured.
     """
     for name, number in (("probes", probes), ("eigenvalues", eigenvalues), ("draws", draws)):
-        if number is not None and number < 1:
-            raise InputError(f"{name} is {number}: give at least 1")
-    sigmas = () if sigma is None else (sigma,) if isinstance(sigma, (int, float)) else tuple(sigma)
-    for each in sigmas:
-        if not 0 < each < float("inf"):
-            raise InputError(f"sigma is {each}: give a finite number above 0, such as 0.01")
+        if number is not None and (not isinstance(number, int) or number < 1):
+            raise InputError(f"{name} is {number!r}: give a whole number, at least 1")
+    sigmas = _sigmas(sigma)
     # A generator of parameters is wanted more than once.
-    chosen: Any = params if params is None or isinstance(params, str) else list(params)
+    params = params if params is None or isinstance(params, str) else list(params)  # type: ignore[assignment]
+    chosen: Any = params
     objective = as_objective(loss)
     operator = Hessian(model, objective, batches, params=chosen, backend=backend, dtype=dtype)
+    if eigenvalues > operator.shape[0]:
+        raise InputError(
+            f"eigenvalues is {eigenvalues}: there are {operator.shape[0]}, one for each parameter"
+        )
     budget = Budget(operator, max_seconds, max_gradients)
     shared: dict[str, Any] = {"seed": seed, "progress": progress}
     kept: dict[str, Any] = {**shared, "keep_interrupted": keep_interrupted}
@@ -113,12 +121,9 @@ def curvature(
     def trace() -> TraceEstimate:
         wanted = probes or (PROBES if rel_error is None else MOST_PROBES)
         number, seconds = budget.products(wanted, 1 / 2), budget.seconds(1 / 2)
-        estimate = hessian_trace(
+        return hessian_trace(
             operator, probes=number, rel_error=rel_error, max_seconds=seconds, **kept
         )
-        # As of a trace near 0, which no number of probes finds to a relative error.
-        budget.short |= estimate.stderr > (rel_error or math.inf) * abs(estimate.value)
-        return estimate
 
     def noise() -> NoiseStability:
         number = budget.draws(draws, 2 * len(sigmas), 1 / 3)
@@ -134,25 +139,32 @@ def curvature(
                 **shared,
             )
 
-    def top() -> EigenEstimate:
-        share = 1 / 2 if density else 1.0
+    def extreme(which: str, k: int, share: float) -> EigenEstimate | None:
         # One product for each eigenvalue is that of the residuals.
-        products = budget.products(eigenvalues * (LANCZOS_STEPS + 1), share)
-        steps, seconds = max(1, products // eigenvalues - 1), budget.seconds(share)
-        return top_eigenvalues(operator, eigenvalues, max_steps=steps, max_seconds=seconds, **kept)
-
-    def spectrum() -> SpectralDensity:
-        products, seconds = budget.products(DENSITY_PROBES * DENSITY_STEPS), budget.seconds()
-        steps = max(2, products // DENSITY_PROBES)
-        return spectral_density(
-            operator, probes=DENSITY_PROBES, steps=steps, max_seconds=seconds, **kept
+        products = budget.products(k * (LANCZOS_STEPS + 1), share)
+        if products < 2 * k:
+            return None
+        steps, seconds = max(1, products // k - 1), budget.seconds(share)
+        return top_eigenvalues(
+            operator, k, which=which, max_steps=steps, max_seconds=seconds, **kept
         )
 
-    parts: dict[str, Callable[[], Result]] = {"trace": trace}
+    def spectrum() -> SpectralDensity | None:
+        products, seconds = budget.products(DENSITY_PROBES * DENSITY_STEPS), budget.seconds()
+        probed = min(DENSITY_PROBES, products // FEWEST_STEPS)
+        if probed < 2:
+            return None
+        steps = min(DENSITY_STEPS, products // probed)
+        return spectral_density(operator, probes=probed, steps=steps, max_seconds=seconds, **kept)
+
+    to_come = 1 + lowest + density
+    parts: dict[str, Callable[[], Result | None]] = {"trace": trace}
     parts |= {"noise_stability": noise} if sigmas else {}
-    parts |= {"top_eigenvalue": top}
+    parts |= {"top_eigenvalue": partial(extreme, "largest", eigenvalues, 1 / to_come)}
+    if lowest:
+        parts |= {"lowest_eigenvalue": partial(extreme, "smallest", 1, 1 / (to_come - 1))}
     parts |= {"density": spectrum} if density else {}
-    stopped = "done"
+    stopped, error = "done", ""
     try:
         for name, measure in parts.items():
             found[name] = measure()
@@ -163,6 +175,15 @@ def curvature(
         if not keep_interrupted or found["trace"] is None:
             raise
         stopped = "interrupted"
+    except (InputError, MemoryError, torch.OutOfMemoryError) as failure:
+        # What was found cost too much to be thrown away.
+        if found["trace"] is None:
+            raise
+        stopped, error = "error", f"{name}: {failure}"
+    spread: TraceEstimate = found["trace"]
+    if stopped == "done" and spread.stderr > (rel_error or math.inf) * abs(spread.value):
+        # As of a trace near 0, which no number of probes finds to a relative error.
+        stopped = "rel_error"
     assert operator.loss is not None
     assert operator.samples is not None
     return CurvatureReport(
@@ -171,5 +192,41 @@ def curvature(
         samples=operator.samples,
         parameters=operator.shape[0],
         seed=seed,
+        selection=_selection(params),
         stopped=stopped,
+        error=error,
     )
+
+
+def _sigmas(sigma: Any) -> tuple[float, ...]:
+    """The sigmas, as numbers.
+
+    Raises:
+        InputError: one is no finite number above 0.
+    """
+    given = () if sigma is None else (sigma,) if not _several(sigma) else tuple(sigma)
+    found = []
+    for each in given:
+        try:
+            number = math.nan if isinstance(each, bool | str) else float(each)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0 < number < float("inf"):
+            raise InputError(f"sigma is {each!r}: give a finite number above 0, such as 0.01")
+        found.append(number)
+    return tuple(found)
+
+
+def _several(sigma: Any) -> bool:
+    # A tensor of no dimension is an iterable that cannot be gone through.
+    whole = isinstance(sigma, str) or getattr(sigma, "ndim", 1) == 0
+    return isinstance(sigma, Iterable) and not whole
+
+
+def _selection(params: Any) -> str:
+    """Which parameters were measured, in words; "" for all."""
+    if params is None:
+        return ""
+    names = [params] if isinstance(params, str) else list(params)
+    whole = all(isinstance(name, str) for name in names)
+    return ", ".join(names) if whole else f"{len(names)} tensors"

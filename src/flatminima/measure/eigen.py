@@ -10,6 +10,7 @@ import torch
 from flatminima.errors import InputError, unknown
 from flatminima.measure.cost import Meter
 from flatminima.measure.lanczos import Lanczos, leading
+from flatminima.measure.memory import free_bytes, words
 from flatminima.measure.operators import Operator
 from flatminima.measure.results import EigenEstimate
 from flatminima.progress import Progress
@@ -78,7 +79,8 @@ def top_eigenvalues(
             more product; otherwise it is raised.
 
     Raises:
-        InputError: k, which, tol, block, max_steps, max_basis or max_seconds out of range.
+        InputError: k, which, tol, block, max_steps, max_basis or max_seconds out of range; too
+            little memory for the smallest basis.
     """
     n = operator.shape[0]
     if which not in _ORDERS:
@@ -98,7 +100,18 @@ def top_eigenvalues(
     if max_basis is not None and max_basis < min(n, 3 * k + 2):
         raise InputError(f"max_basis is {max_basis}: give at least {min(n, 3 * k + 2)} for k = {k}")
     meter = Meter(operator.device, operator.dtype, operator)
-    fitting = max(BASIS_BYTES // (n * operator.dtype.itemsize), 4 * k + 8)
+    row = n * operator.dtype.itemsize
+    fitting = max(BASIS_BYTES // row, 4 * k + 8)
+    if (free := free_bytes(operator.device)) is not None:
+        # Half is for what a product takes.
+        least = min(n, 3 * k + 2)
+        fitting = max(least, min(fitting, free // 2 // row))
+        if (asked := max_basis or least) * row > free:
+            raise InputError(
+                f"a basis of {asked} vectors needs {words(asked * row)} of memory on "
+                f"{operator.device}, and {words(free)} are free: give fewer eigenvalues"
+                + (" or a smaller max_basis" if max_basis else "")
+            )
     # Three blocks more than are kept at a restart, where steps are so few that none comes.
     most = max(max_steps * block, 3 * k + 2)
     lanczos = Lanczos(operator, block, seed, min(n, max_basis or fitting, most))

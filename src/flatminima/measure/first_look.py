@@ -80,8 +80,10 @@ def first_look(
                 raise
             start.restore()
             loss = scalar_loss(model, objective, batch).detach()
-        random = bool(loss.isfinite()) and _changes(model, objective, batch, count, loss, start)
-        return FirstLook(saved.bytes, True, random, _remarks(model, random))
+        random, uneven = False, False
+        if loss.isfinite():
+            random, uneven = _changes(model, objective, batch, count, loss, start)
+        return FirstLook(saved.bytes, True, random, _remarks(model, random, uneven))
     finally:
         start.restore()
 
@@ -93,8 +95,8 @@ def _changes(
     count: int,
     loss: Tensor,
     start: RandomState,
-) -> bool:
-    """Whether other random numbers give another loss."""
+) -> tuple[bool, bool]:
+    """Whether other random numbers give another loss, and whether it is no mean over samples."""
 
     def again() -> Tensor:
         return scalar_loss(model, objective, batch).detach()
@@ -104,7 +106,7 @@ def _changes(
         sizes, losses = halves
         mean = sum(n / count * half for n, half in zip(sizes, losses, strict=True))
         if _same(loss, mean):
-            return False
+            return False, False
         if loss and _same(loss, losses[0] + losses[1]):
             raise InputError(
                 f"the loss of the first batch, {loss.item():.6g}, is the sum of the losses of its "
@@ -112,7 +114,7 @@ def _changes(
             )
     other = again()
     if _same(loss, other):
-        return False
+        return False, halves is not None
     start.restore()
     repeated = again()
     if not _same(loss, repeated):
@@ -122,7 +124,7 @@ def _changes(
             "objective what is random by other generators, or remembers earlier calls"
             + _listed("; random are ", _droppers(model))
         )
-    return True
+    return True, False
 
 
 def _halves(
@@ -157,13 +159,16 @@ def _same(a: Tensor, b: Tensor | float) -> bool:
     return bool((a - b).abs() <= 1e-5 * a.abs() + 1e-7)
 
 
-def _remarks(model: nn.Module, random: bool) -> str:
+def _remarks(model: nn.Module, random: bool, uneven: bool) -> str:
     """What is random, and what ties the samples of a batch together."""
     found = ""
     if random:
         found += "; one draw of what is random: "
         found += _listed("", _droppers(model)) or "no module known for it, so a function"
     coupled = _named(model, lambda m: isinstance(m, _NormBase) and m.training)
+    if uneven and not coupled:
+        found += "; a batch's loss is not the mean of its parts' (weighted, labels left out, or "
+        found += "samples compared): results depend on the batches"
     return found + _listed("; each batch by its own statistics: ", coupled)
 
 

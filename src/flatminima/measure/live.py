@@ -16,6 +16,7 @@ from flatminima.perturb.engine import Perturbed
 from flatminima.perturb.nso import NSO
 from flatminima.perturb.plans import Pass
 from flatminima.perturb.ranks import world_size
+from flatminima.perturb.replaying import NO_COPY
 from flatminima.perturb.weights import Weights
 
 NO_CLEAN_PASS = """no pass of this optimizer runs at W, so f(W) is not known. Give the NSO \
@@ -75,8 +76,8 @@ class LiveTrace:
             error grows with its square root.
 
     Raises:
-        InputError: not NSO, one whose noise is relative to the weights, or one that is watched
-            already; several processes; memory or every below 1.
+        InputError: not NSO, one whose noise is relative to the weights, one that keeps no copy of
+            them, or one that is watched already; several processes; memory or every below 1.
     """
 
     def __init__(self, optimizer: Perturbed, *, memory: float = 100, every: int = 10) -> None:
@@ -90,6 +91,8 @@ class LiveTrace:
                 f"the noise has scale={optimizer.scale.name!r}, so its passes measure another "
                 "matrix than H: measure with hessian_trace"
             )
+        if optimizer.memory != "exact":
+            raise InputError(NO_COPY)
         if world_size() > 1:
             raise InputError(
                 "with several processes the gradients of a pass are not this process's own: "

@@ -14,10 +14,20 @@ from flatminima.measure.spectrum import SpectralDensity
 
 SHOWN_LAYERS = 10
 
+EARLY = {
+    "done": "",
+    "budget": "; stopped early: budget",
+    "rel_error": "; rel_error was not reached",
+    "interrupted": "; stopped early: interrupted",
+    "error": "; stopped early: ",
+}
+"""What is said of why a measurement ended."""
+
 PARTS: Mapping[str, type[Result]] = {
     "trace": TraceEstimate,
     "noise_stability": NoiseStability,
     "top_eigenvalue": EigenEstimate,
+    "lowest_eigenvalue": EigenEstimate,
     "density": SpectralDensity,
 }
 """The measurements in a report, by field."""
@@ -36,7 +46,11 @@ class CurvatureReport:
         samples: How many samples the loss is the mean of.
         parameters: How many numbers were free.
         seed: The seed of every random number.
-        stopped: "done"; "budget" where it left less than was asked for; "interrupted".
+        selection: Which parameters were free, as `params` named them; "" for all.
+        lowest_eigenvalue: The smallest eigenvalue of H, where asked for.
+        stopped: "done"; "budget" where it left less than was asked for; "rel_error" where that was
+            not reached in the most probes; "interrupted"; "error".
+        error: Why a part is missing, where it was stopped by an error.
     """
 
     loss: float
@@ -47,7 +61,10 @@ class CurvatureReport:
     samples: int
     parameters: int
     seed: int
+    selection: str = ""
+    lowest_eigenvalue: EigenEstimate | None = None
     stopped: str = "done"
+    error: str = ""
 
     @property
     def layers(self) -> Mapping[str, Estimate]:
@@ -103,6 +120,8 @@ class CurvatureReport:
         if self.top_eigenvalue is not None:
             many = len(self.top_eigenvalue.values) > 1
             rows.append(("top eigenvalues" if many else "top eigenvalue", str(self.top_eigenvalue)))
+        if self.lowest_eigenvalue is not None:
+            rows.append(("lowest eigenvalue", str(self.lowest_eigenvalue)))
         if (criteria := self.criteria) is not None:
             rows.append(("lowest/highest eigenvalue", f"{criteria.edge_ratio:.3g}"))
             rows.append(("negative/positive mass", f"{criteria.mass_ratio:.3g}"))
@@ -110,10 +129,13 @@ class CurvatureReport:
         rows += [(f"trace of {name}", str(layer)) for name, layer in largest[:SHOWN_LAYERS]]
         if len(largest) > SHOWN_LAYERS:
             rows.append(("...", f"{len(largest) - SHOWN_LAYERS} more in .layers"))
-        early = "" if self.stopped == "done" else f"; stopped early: {self.stopped}"
-        rows.append(("cost", f"{self.cost}{early}"))
+        rows.append(("cost", f"{self.cost}{EARLY[self.stopped]}{self.error}"))
         width = max(len(label) for label, _ in rows)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What a notebook shows: the table."""
+        printer.text(str(self))
 
     def plot(self) -> Any:
         """A figure: the largest layers' traces, and what else was measured.
@@ -159,7 +181,7 @@ class CurvatureReport:
         """
         try:
             parts = {
-                name: None if data[name] is None else kind.from_dict(data[name])
+                name: None if data.get(name) is None else kind.from_dict(data[name])
                 for name, kind in PARTS.items()
             }
             return cls(**{**data, **parts})

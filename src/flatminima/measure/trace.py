@@ -6,6 +6,7 @@ import time
 
 from flatminima.errors import InputError, unknown
 from flatminima.measure.cost import Meter
+from flatminima.measure.memory import free_bytes
 from flatminima.measure.operators import Operator
 from flatminima.measure.probing import (
     Exact,
@@ -22,6 +23,9 @@ LEAST = {"auto": 1, "hutchinson": 1, "hutch++": 6, "xtrace": 4}
 
 FEWEST = 20
 """Products before an error is believed."""
+
+SMALL = 2 * FEWEST
+"""Dimensions up to which a relative error is asked of all unit vectors at once."""
 
 SKETCHED = 12
 """Products from which on "auto" makes test vectors of them. Fewer than six vectors may not hold
@@ -54,9 +58,9 @@ def hessian_trace(
     - "xtrace": each test vector probes what the others leave of H. By far the best where a few
       eigenvalues stand out, as in trained networks. Memory of 2 `probes` vectors.
     - "auto": all n products, hence the exact trace, if n <= `probes`; else XTrace, unless there are
-      fewer than 12 probes, or it needs more than 2 GiB, or its first 20 products show that
-      Hutchinson will do better. Where more test vectors stop paying, probes of one product each of
-      what the found ones leave.
+      fewer than 12 probes, or it needs more than 2 GiB or half of what is free, or its first 20
+      products show that Hutchinson will do better. Where more test vectors stop paying, probes of
+      one product each of what the found ones leave.
 
     The same products give each block's trace, so a layer costs nothing extra. `stderr` is that of
     the m estimates, $s/\sqrt m$; for XTrace $\sqrt 2\, s/\sqrt m$, since its estimates share their
@@ -65,8 +69,10 @@ def hessian_trace(
     the same source would change; see `BatchForms`.
 
     With `rel_error` it stops when stderr / |value| <= rel_error, looked at after every 10 probes
-    and not before 20 products. Stopping at a lucky moment makes the error a little too small: for
-    intervals that cover as often as they say, fix `probes`.
+    and not before 20 products. Where n <= `probes` and there is no `max_seconds`, "auto" then makes
+    all n products in the end: from the start if n is 40 at most, else once n/2 were not enough.
+    Stopping at a lucky moment makes the error a little too small: for intervals that cover as often
+    as they say, fix `probes`.
 
     Cost: `probes` HVPs, one gradient for 10 of them.
 
@@ -99,11 +105,16 @@ def hessian_trace(
         if bound is not None and not bound > 0:
             raise InputError(f"{name} is {bound}: give a number above 0, such as 0.05")
     meter = Meter(operator.device, operator.dtype, operator)
-    early = bool(rel_error or max_seconds)
-    probing = _start(operator, method, probes, seed, early=early, rel_error=rel_error)
+    timed = max_seconds is not None
+    probing = _start(operator, method, probes, seed, timed=timed, rel_error=rel_error)
+    exact_later = _exact_later(operator, method, probes, timed=timed, rel_error=rel_error)
     stopped, longest, start = "probes", 0.0, time.perf_counter()
+    earlier: Probing | None = None
     try:
-        while probing.left:
+        while probing.left or exact_later:
+            if not probing.left:
+                earlier, exact_later = probing, False
+                probing = Exact(operator, operator.shape[0], seed)
             before = time.perf_counter()
             over = max_seconds is not None and before - start + longest > max_seconds
             if over and probing.ready:
@@ -113,12 +124,14 @@ def hessian_trace(
             longest = max(longest, time.perf_counter() - before)
             if progress is not None:
                 progress("trace", probing.done, max(probes, probing.done))
-            if rel_error is not None and probing.done >= FEWEST:
+            if rel_error is not None and probing.done >= FEWEST and probing.ready:
                 value, stderr = probing.mean_and_stderr(probing.samples.sum(0))
                 if stderr <= rel_error * abs(value):
                     stopped = "rel_error"
                     break
     except KeyboardInterrupt:
+        if earlier is not None and not probing.ready:
+            probing = earlier
         if not keep_interrupted or not probing.ready:
             raise
         stopped = "interrupted"
@@ -144,24 +157,38 @@ def hessian_trace(
     )
 
 
+def _exact_later(
+    operator: Operator, method: str, probes: int, *, timed: bool, rel_error: float | None
+) -> bool:
+    """Whether all unit vectors are to follow where probes do not reach the error asked for."""
+    n = operator.shape[0]
+    return method == "auto" and rel_error is not None and not timed and SMALL < n <= probes
+
+
 def _start(
     operator: Operator,
     method: str,
     probes: int,
     seed: int,
     *,
-    early: bool,
+    timed: bool,
     rel_error: float | None,
 ) -> Probing:
     n = operator.shape[0]
+    # An exact trace says nothing before its end, and with an error asked for, less may be enough.
+    least = FEWEST if timed else min(probes, SMALL) if rel_error is not None else probes
     if method == "hutchinson":
         return Hutchinson(operator, probes, seed)
     if method == "auto":
-        if n <= (FEWEST if early else probes):
+        if n <= least:
             return Exact(operator, n, seed)
-        if probes < SKETCHED or 2 * probes * n * operator.dtype.itemsize > XTRACE_BYTES:
+        free = free_bytes(operator.device)
+        most = XTRACE_BYTES if free is None else min(XTRACE_BYTES, free // 2)
+        if probes < SKETCHED or 2 * probes * n * operator.dtype.itemsize > most:
             return Hutchinson(operator, probes, seed)
-        return XTrace(operator, min(probes, n), seed, may_change=True, rel_error=rel_error)
+        later = _exact_later(operator, method, probes, timed=timed, rel_error=rel_error)
+        budget = n // 2 if later else min(probes, n)
+        return XTrace(operator, budget, seed, may_change=True, rel_error=rel_error)
     # Half the dimension in test vectors leaves nothing to probe.
     budget = min(probes, n)
     if budget < LEAST[method]:

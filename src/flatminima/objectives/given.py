@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import FunctionType
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -61,5 +63,25 @@ def as_objective(loss: Any) -> Objective:
     functional = getattr(loss, "__module__", "") == "torch.nn.functional"
     if isinstance(loss, _Loss) or functional:
         return Supervised(loss)
+    if isinstance(loss, FunctionType | partial):
+        return _Called(loss)
     objective: Objective = loss
     return objective
+
+
+class _Called:
+    """A user's function, whose first error says how it was called."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Any:
+        """The loss of `model` on `batch`."""
+        try:
+            return self._function(model, batch)
+        except (AttributeError, TypeError) as error:
+            raise InputError(
+                f"the loss is called as loss(model, batch), and raised {type(error).__name__}: "
+                f"{error}. If it is a function of (outputs, targets), give "
+                "flatminima.Supervised(loss)"
+            ) from error

@@ -42,8 +42,9 @@ def inputs_and_targets(batch: Batch) -> tuple[Any, Tensor]:
     """The parts of a batch.
 
     Args:
-        batch: `(inputs, targets)`; a mapping with "inputs" and "targets"; or one with "labels", as
-            for transformers, whose other entries are the inputs.
+        batch: `(inputs, targets)`, or more inputs before the targets, `(x, z, targets)`, for a
+            model of several; a mapping with "inputs" and "targets"; or one with "labels", as for
+            transformers, whose other entries are the inputs.
 
     Raises:
         InputError: it is none of these.
@@ -55,6 +56,8 @@ def inputs_and_targets(batch: Batch) -> tuple[Any, Tensor]:
             return {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
     elif isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
+    elif isinstance(batch, (tuple, list)) and len(batch) > 2:
+        return tuple(batch[:-1]), batch[-1]
     raise InputError(
         'a batch must be (inputs, targets), or a mapping with "inputs" and "targets" or with '
         f'"labels"; this one is a {type(batch).__name__}'
@@ -64,7 +67,10 @@ def inputs_and_targets(batch: Batch) -> tuple[Any, Tensor]:
 
 def logits(model: nn.Module, inputs: Any) -> Tensor:
     """What the model predicts, shape (samples, classes)."""
-    outputs = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    if isinstance(inputs, Mapping):
+        outputs = model(**inputs)
+    else:
+        outputs = model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
     predicted = getattr(outputs, "logits", outputs)
     if not isinstance(predicted, torch.Tensor):
         raise TypeError(f"the model returned {type(outputs).__name__}, not a tensor or .logits")

@@ -112,7 +112,8 @@ class Buffers:
         self._handle = register_module_forward_pre_hook(self._on_call)
 
     def _on_call(self, module: nn.Module, _: Any) -> None:
-        self._adopt(module)
+        if id(module) not in self._seen:
+            self._adopt(module)
         if may_shard() and id(module) not in self._called:
             self._called.update(map(id, module.modules()))
             gather_anew(module)
@@ -166,8 +167,6 @@ class Buffers:
 
     @torch.no_grad()
     def _adopt(self, module: nn.Module) -> None:
-        if id(module) in self._seen:
-            return
         for part in module.modules():
             if id(part) not in self._seen:
                 self._seen.add(id(part))

@@ -42,7 +42,7 @@ from flatminima.perturb.resolution import HALF, Resolution
 from flatminima.perturb.running import Running
 from flatminima.perturb.schedules import Schedule
 from flatminima.perturb.shares import WHOLE, bounds, cut, sample_count
-from flatminima.perturb.weights import Gradients, Weights, clip
+from flatminima.perturb.weights import Gradients, Slot, Spare, Weights, clip
 from flatminima.perturb.wrapper import Wrapper
 
 NOT_RUN = """step() needs the gradients of this step's passes first. Either
@@ -127,6 +127,7 @@ class Perturbed(Wrapper):
         self._samples: int | None = None
         self._running: Running | None = None
         self._broken_off = False
+        self._spare = Spare()
         self._resolution_checked = False
         self._emptied = True
         self.watcher: Watcher | None = None
@@ -330,7 +331,7 @@ class Perturbed(Wrapper):
             watcher = None
         running = self._running = Running(
             self._plan(self._steps, samples),
-            weights=Weights(self._slots(draft), resolution),
+            weights=self._weights(self._slots(draft), resolution),
             gradients=Gradients(parameters),
             buffers=Buffers(self.model),
             replay=Replay(p.device for p in parameters) if self.share_masks else None,
@@ -373,6 +374,10 @@ class Perturbed(Wrapper):
             return [Pass()]
         own_rank = 0 if self.sharded else rank()
         return self.plan(Turn(step // self.interval, self._micro_batches, own_rank, samples))
+
+    def _weights(self, slots: list[Slot], resolution: Resolution | None) -> Weights:
+        """What moves the weights, and how they come home."""
+        return Weights(slots, resolution, self._spare)
 
     def _unchecked_resolution(self) -> Resolution | None:
         """Looks at the steps up to the first at full strength, if there are 16-bit weights."""

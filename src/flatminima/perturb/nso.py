@@ -13,12 +13,15 @@ from torch.optim import Optimizer
 from flatminima.cards import Card
 from flatminima.errors import InputError, unknown
 from flatminima.perturb.cards import register
+from flatminima.perturb.drawing import Draw, in_pieces
 from flatminima.perturb.engine import Perturbed
 from flatminima.perturb.noise import Noise, Scale
 from flatminima.perturb.options import Options, between, truth, whole
 from flatminima.perturb.plans import Move, Pass, Turn
 from flatminima.perturb.ranks import world_size
-from flatminima.perturb.weights import Weights
+from flatminima.perturb.replaying import NOT_IN_PIECES, Replayed
+from flatminima.perturb.resolution import Resolution
+from flatminima.perturb.weights import Slot, Weights
 
 SOURCE = "Zhang, Li, Ju, 2024, arXiv 2306.08553"
 SIGNS = ("paired", "split", "alternate")
@@ -95,7 +98,8 @@ class NSO(Perturbed):
         signs: See above.
         clean_weight: lambda, in [0, 1].
         noise: "normal", "laplace", "uniform", "rademacher" or "binomial" (centred), each scaled
-            to variance sigma^2.
+            to variance sigma^2; or "table", nearly normal and several times quicker to draw (see
+            `noise_table`).
         scale: What sigma is a part of: "absolute": nothing, sigma is in units of the weights;
             "layer": the root mean square of the parameter tensor; "filter": that of each of its
             slices along the first dimension (output units, filters), for tensors of one dimension
@@ -106,6 +110,10 @@ class NSO(Perturbed):
         noise_per_micro_batch: Whether each call of `passes()` before one `step()` draws its own
             noise (more draws a step, at no cost) or all the same.
         running_statistics: "average" or "clean", as above.
+        memory: How weights come home: "exact" from a copy of W, bit for bit (on a CPU the copy's
+            memory is kept for the next step; elsewhere it lives while passes run); "replay" by
+            taking the noise off again, without a copy, within rounding, at two more draws a pair
+            and on a CPU only (see `replaying.Replayed`).
         **engine: `schedule`, `interval`, `seed`, `share_masks`, `model`; see `Perturbed`.
 
     Raises:
@@ -140,6 +148,7 @@ class NSO(Perturbed):
         noise_per_rank: bool = True,
         noise_per_micro_batch: bool = False,
         running_statistics: Literal["average", "clean"] = "average",
+        memory: Literal["exact", "replay"] = "exact",
         **engine: Unpack[Options],
     ) -> None:
         super().__init__(base, strength=sigma, **engine)
@@ -152,6 +161,8 @@ class NSO(Perturbed):
             )
         if running_statistics not in ("average", "clean"):
             raise unknown("running_statistics", running_statistics, ("average", "clean"))
+        if memory not in ("exact", "replay"):
+            raise unknown("memory", memory, ("exact", "replay"))
         self.num_perturbations = whole("num_perturbations", num_perturbations)
         self.two_point = truth("two_point", two_point)
         self.signs = signs
@@ -162,6 +173,7 @@ class NSO(Perturbed):
         self.noise_per_rank = truth("noise_per_rank", noise_per_rank)
         self.noise_per_micro_batch = truth("noise_per_micro_batch", noise_per_micro_batch)
         self.running_statistics = running_statistics
+        self.memory = memory
 
     @property
     def by_micro_batch(self) -> bool:
@@ -214,15 +226,36 @@ class NSO(Perturbed):
         return partial(self._displace, counters=counters, sign=sign)
 
     def _displace(self, weights: Weights, counters: tuple[int, ...], sign: int) -> None:
+        absolute = self.scale.name == "absolute" and weights.resolution is None
+        if absolute and all(in_pieces(slot.tensor, self.noise) for slot in weights.slots):
+            seeds = [self._stream.address(slot.tensor_id, *counters) for slot in weights.slots]
+            weights.shake(
+                [
+                    Draw(self.noise, seed, sign * slot.strength) if self._shaken(slot) else None
+                    for slot, seed in zip(weights.slots, seeds, strict=True)
+                ]
+            )
+            return
+
         def offsets() -> Iterator[Tensor | None]:
             for slot in weights.slots:
-                if slot.tensor.dim() <= 1 and not self.vectors:
+                if not self._shaken(slot):
                     yield None
                 else:
                     z = self._draw(slot, self.noise, *counters)
                     yield self.scale.apply(z, slot.tensor).mul_(sign * slot.strength)
 
         weights.displace(offsets())
+
+    def _weights(self, slots: list[Slot], resolution: Resolution | None) -> Weights:
+        if self.memory == "exact":
+            return super()._weights(slots, resolution)
+        if resolution is not None:
+            raise InputError(NOT_IN_PIECES)
+        return Replayed(slots)
+
+    def _shaken(self, slot: Slot) -> bool:
+        return self.vectors or slot.tensor.dim() > 1
 
     def check_closure(self) -> None:
         """One closure for the whole batch cannot be cut, neither by signs nor by micro-batches."""

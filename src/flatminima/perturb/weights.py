@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flatminima.perturb.drawing import Draw, add_all
 from flatminima.perturb.resolution import Resolution
 from flatminima.perturb.shards import is_sharded, local, sums
+
+TOGETHER = 1 << 20
+"""Numbers from which on a tensor is moved by itself. Smaller ones are moved together: on a GPU a
+launch costs more than they do."""
 
 TINY = torch.finfo(torch.float32).tiny
 """Keeps a division by a norm finite where all gradients are 0."""
@@ -63,20 +68,58 @@ class Slot:
         self.tensor.grad = (gradient * self.gradient_scale).to(self.tensor.grad.dtype)
 
 
+class Spare:
+    """The memory of the copy of W between steps, on a CPU.
+
+    There freed memory goes back to the system, which hands it out anew page by page: for a network
+    of 11 M weights 25 000 page faults a step, which cost half as much as drawing its noise. A GPU's
+    allocator keeps what it has, so there nothing is held. It is no state: copies of it are empty.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[Tensor] = []
+
+    def take(self, like: list[Tensor]) -> list[Tensor]:
+        """Tensors of those shapes, whatever is in them."""
+        held, self._held = self._held, []
+        if list(map(_form, held)) == list(map(_form, like)):
+            return held
+        return [torch.empty_like(tensor) for tensor in like]
+
+    def give(self, tensors: list[Tensor]) -> None:
+        """Hold them for the next step."""
+        if all(tensor.device.type == "cpu" for tensor in tensors):
+            self._held = tensors
+
+    def __reduce__(self) -> tuple[type[Spare], tuple[()]]:
+        return Spare, ()
+
+
+def _form(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
 class Weights:
     """The parameters that may be moved, W where they are at home.
 
-    A copy of W is made at the first move and dropped at `restore`, which brings each weight back
-    bit for bit; it is the one weight-sized buffer of the engine.
+    W is copied at the first move, and at `restore` brought back bit for bit; the copy is the one
+    weight-sized buffer of the engine.
 
     Args:
         slots: The parameters, with their strengths. Those of strength 0 are left out.
         resolution: Told of each displacement, where it matters how it was rounded.
+        spare: Where the copy's memory comes from and goes to.
     """
 
-    def __init__(self, slots: list[Slot], resolution: Resolution | None = None) -> None:
+    def __init__(
+        self,
+        slots: list[Slot],
+        resolution: Resolution | None = None,
+        spare: Spare | None = None,
+    ) -> None:
         self.slots = slots
         self.resolution = resolution
+        self._spare = spare or Spare()
         self._tensors = [local(slot.tensor) for slot in slots]
         self._home: list[Tensor] | None = None
 
@@ -84,18 +127,45 @@ class Weights:
     def displace(self, offsets: Iterable[Tensor | None]) -> None:
         """Put each weight at W + offset, offsets in the order of `slots`; None stays at W.
 
-        The offsets are consumed one at a time, so a generator of them needs the memory of one.
+        The offsets are consumed a few at a time, so a generator of them needs the memory of one
+        that is large, and of `TOGETHER` numbers of those that are small.
         """
-        if self._home is None:
-            self._home = [tensor.clone() for tensor in self._tensors]
-        else:
-            torch._foreach_copy_(self._tensors, self._home)
-        for tensor, home, offset in zip(self._tensors, self._home, offsets, strict=True):
-            if offset is not None:
+        waiting: list[tuple[Tensor, Tensor]] = []
+        numbers = 0
+        for tensor, home, offset in zip(self._tensors, self._start(), offsets, strict=True):
+            if offset is None:
+                continue
+            if self.resolution is not None or offset.layout is not torch.strided:
                 tensor.add_(local(offset))
                 if self.resolution is not None:
                     self.resolution.look(home, tensor, local(offset))
+                continue
+            waiting.append((tensor, local(offset)))
+            numbers += tensor.numel()
+            if numbers >= TOGETHER:
+                _add(waiting)
+                waiting, numbers = [], 0
+        _add(waiting)
         torch.clear_autocast_cache()  # it holds low-precision copies of the weights as they were
+
+    @torch.no_grad()
+    def shake(self, draws: Sequence[Draw | None]) -> None:
+        """Put each weight at W + noise, drawn as it is added; None stays at W.
+
+        Only where `drawing.in_pieces` holds for all, and nothing is to be told of displacements.
+        """
+        self._start()
+        add_all(self._tensors, draws)
+        torch.clear_autocast_cache()
+
+    def _start(self) -> list[Tensor]:
+        """Be at W, of which there is a copy."""
+        if self._home is None:
+            self._home = self._spare.take(self._tensors)
+            torch._foreach_copy_(self._home, self._tensors)
+        else:
+            torch._foreach_copy_(self._tensors, self._home)
+        return self._home
 
     @torch.no_grad()
     def reflect(self) -> None:
@@ -104,6 +174,9 @@ class Weights:
         W - U = 2 W - (W + U) needs neither a second draw nor a copy of U, and mirrors the
         displacement that the floating-point weights really made.
         """
+        self._mirror()  # a plan names this very function, past what a subclass makes of it
+
+    def _mirror(self) -> None:
         if self._home is None:
             return
         torch._foreach_neg_(self._tensors)
@@ -116,6 +189,7 @@ class Weights:
         if self._home is not None:
             torch._foreach_copy_(self._tensors, self._home)
             torch.clear_autocast_cache()
+            self._spare.give(self._home)
             self._home = None
 
     def positions(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -235,6 +309,13 @@ def _replaced(before: Tensor | None, after: Tensor | None) -> bool:
     if after is None:
         return True
     return not (before.is_sparse or before._is_view() or after._is_view() or after.requires_grad)
+
+
+def _add(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Add to the first of each pair the second, in place."""
+    if pairs:
+        tensors, offsets = zip(*pairs, strict=True)
+        torch._foreach_add_(tensors, offsets)
 
 
 @torch.no_grad()

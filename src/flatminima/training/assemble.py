@@ -258,7 +258,7 @@ def _base_optimizer(
             group["prior_precision"] = group.pop("weight_decay")
         return VariationalAdam(groups, lr=spec.lr, num_samples=samples)
     kind = torch.optim.Adam if spec.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=spec.lr)
+    return kind(groups, lr=spec.lr, amsgrad=spec.amsgrad)
 
 
 SWA_ANNEALING = 5
@@ -285,6 +285,8 @@ def _lr_scheduler(optimizer: Perturbed, recipe: Recipe, total: int, per_epoch: i
             return 1 - rest
         if spec.lr_schedule == "cosine":
             return (1 + math.cos(math.pi * rest)) / 2
+        if spec.lr_schedule == "step":
+            return math.pow(0.1, step // per_epoch // spec.lr_step)
         return 1.0
 
     return LambdaLR(optimizer, with_swa)

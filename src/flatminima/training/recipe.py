@@ -52,6 +52,7 @@ class Recipe:
         _at_least("clean_weight", self.perturb.clean_weight, 0, most=1)
         _at_least("lr", self.optimizer.lr, 0, most=1e30)
         _at_least("seed", self.loop.seed, 0, most=2**63 - 1)
+        _at_least("lr_step", self.optimizer.lr_step, 1)
         _at_least("momentum", self.optimizer.momentum, 0, most=1)
         _at_least("weight_decay", self.optimizer.weight_decay, 0)
         _at_least("warmup", self.optimizer.warmup, 0, most=1)
@@ -59,6 +60,11 @@ class Recipe:
         _at_least("ema_decay", self.loop.ema_decay, 0, most=1)
         _at_least("swa_lr", self.loop.swa_lr, 0, most=1e30)
         _at_least("max_grad_norm", self.optimizer.max_grad_norm, 1e-30)
+        if self.optimizer.amsgrad and self.optimizer.optimizer not in (None, "adam", "adamw"):
+            raise InputError(
+                f"--amsgrad is for adam and adamw, and --optimizer is {self.optimizer.optimizer}: "
+                "leave one out"
+            )
         for name in ("epochs", "batch_size", "micro_batch_size", "early_stopping", "save_every"):
             _at_least(name, getattr(self.loop, name), 1)
         _at_least("live_trace_every", self.loop.live_trace_every, 1)

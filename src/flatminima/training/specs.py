@@ -72,7 +72,7 @@ class PerturbSpec:
     )
     num_perturbations: int = _option(1, "k, draws of noise a step")
     clean_weight: float = _option(0.0, "lambda, weight of the unperturbed gradient")
-    noise: str = _option("normal", "normal, laplace, uniform, rademacher or binomial")
+    noise: str = _option("normal", "normal, table, laplace, uniform, rademacher or binomial")
     strength_schedule: Literal["constant", "linear", "exponential"] = _option(
         "constant", "how sigma or rho grows over the epochs"
     )
@@ -93,9 +93,11 @@ class OptimizerSpec:
     )
     momentum: float = _option(0.9, "momentum of sgd")
     weight_decay: float = _option(0.0, "weight decay")
-    lr_schedule: Literal["constant", "linear", "cosine"] = _option(
-        "cosine", "how the learning rate falls to 0"
+    amsgrad: bool = _option(False, "AMSGrad, for adam and adamw")
+    lr_schedule: Literal["constant", "linear", "cosine", "step"] = _option(
+        "cosine", "how the learning rate falls to 0; step: to a tenth, again and again"
     )
+    lr_step: int = _option(10, "epochs between the falls of the schedule 'step'")
     warmup: float = _option(0.0, "part of the steps over which the learning rate rises from 0")
     max_grad_norm: float | None = _option(
         None, "clip the step's gradient, passes averaged, to this norm"
