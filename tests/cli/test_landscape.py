@@ -62,7 +62,7 @@ def test_several_runs_share_directions_and_a_file(runs, capsys, tmp_path):
 def test_each_kind_of_direction_is_centred_on_the_run(runs, capsys, kind):
     code, printed, _ = run(capsys, "landscape", runs / "a", *FEW, "--directions", kind)
     assert code == 0
-    found = read(runs / "a/landscape.json")
+    found = read(runs / f"a/landscape-{kind}.json")
     run(capsys, "landscape", runs / "a", *FEW)
     plain = read(runs / "a/landscape.json")
     assert found.loss[found.zero] == pytest.approx(plain.loss[2, 2], rel=1e-6)

@@ -339,3 +339,11 @@ def test_a_loader_that_shuffles_and_drops_gives_each_point_the_same_samples(monk
     changing = DataLoader(data, batch_size=10, shuffle=True, drop_last=True, generator=own)
     with pytest.raises(InputError, match="hold other samples"):
         loss_slice(model, cross_entropy, changing, frame, points=9)
+
+
+def test_points_that_cannot_reach_both_checkpoints_are_refused():
+    from flatminima.landscape.grid import axis_values
+
+    assert {0.0, 1.0} <= set(axis_values(-0.5, 1.5, 5, unit=True))
+    with pytest.raises(InputError, match="do not reach 0 and 1"):
+        axis_values(-29.5, 30.5, 25, unit=True)

@@ -183,3 +183,20 @@ def test_a_run_alone_opens_without_complaints(browser, tmp_path):
     draw_all(page)
     page.close()
     assert complaints == []
+
+
+def test_the_surface_turns_with_the_arrow_keys_and_stays_turned(open_page):
+    page = open_page(color_scheme="light", viewport={"width": 1280, "height": 900})
+    page.get_by_role("tab", name="surface").click()
+    draw_all(page)
+    canvas = page.get_by_role("tabpanel", name="surface").locator("[data-figure]").first
+    eye = "c => JSON.stringify(c._fullLayout.scene._scene.getCamera().eye)"
+    before = canvas.evaluate(eye)
+    canvas.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(300)
+    turned = canvas.evaluate(eye)
+    assert turned != before
+    page.get_by_role("button", name="Dark").click()
+    page.wait_for_timeout(500)
+    assert canvas.evaluate(eye) == turned

@@ -65,7 +65,8 @@ def add_to(commands: Any) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="JSON file of all RUNs (default: landscape.json in each run)",
+        help="JSON file of all RUNs (default: landscape.json in each run, landscape-KIND.json for "
+        "other directions than random)",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it too: a .png, .svg, .pdf")
     parser.add_argument("--surface", action="store_true", help="draw planes as surfaces")

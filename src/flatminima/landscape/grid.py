@@ -29,6 +29,11 @@ def axis_values(low: float, high: float, points: int, unit: bool = False) -> tup
     if unit:
         per_unit = max(1, round((points - 1) / (high - low)))
         first = round(low * per_unit)
+        if not first <= 0 < per_unit < first + points:
+            raise InputError(
+                f"{points} points from {low:g} to {high:g} do not reach 0 and 1: give more "
+                "points, or a smaller radius"
+            )
         return tuple(i / per_unit for i in range(first, first + points))
     step = (high - low) / (points - 1)
     # int, not round: half-way ties would go to even, and differ between grids.

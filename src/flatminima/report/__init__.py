@@ -9,6 +9,7 @@ from flatminima.files import write_text
 from flatminima.report.comparing import verdict
 from flatminima.report.curves import curves
 from flatminima.report.flatness import flatness
+from flatminima.report.guard import sound
 from flatminima.report.landscapes import landscapes
 from flatminima.report.mistakes import mistakes
 from flatminima.report.outcomes import outcomes
@@ -39,11 +40,18 @@ def write_report(targets: Sequence[Path], out: Path) -> Study:
 
 def html(study: Study) -> str:
     """The page of a study, as text: about 5 MB, most of it plotly's script."""
-    made = (outcomes, curves, flatness, landscapes, mistakes, provenance)
-    sections = [section for make in made if (section := make(study)) is not None]
-    seeds, methods = len(study.seeds), len(study.methods)
-    counts = (
-        f"{methods} method{'s' * (methods > 1)}, {seeds} seed{'s' * (seeds > 1)}, "
-        f"{len(study.all_runs())} runs"
+    sections = [outcomes(study)]
+    sections += sound(
+        study,
+        {
+            "The learning curves": curves,
+            "The measures of flatness": flatness,
+            "The landscapes": landscapes,
+            "The mistakes": mistakes,
+        },
     )
-    return render(study.task, counts, verdict(study), sections)
+    # Last, since it tells what could not be drawn.
+    sections.append(provenance(study))
+    sizes = {"method": len(study.methods), "seed": len(study.seeds), "run": study.count()}
+    counts = ", ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in sizes.items())
+    return render(study.task, counts, verdict(study), sections, notes=len(study.notes))

@@ -22,6 +22,9 @@ PALETTE = (
 
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x", "pentagon")
 
+PATTERNS = ("", "/", "\\", "x", "-", "|", "+", ".")
+"""Of bars, which have no markers."""
+
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 DIGITS = 5

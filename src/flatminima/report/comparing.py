@@ -141,6 +141,9 @@ def verdict(study: Study) -> Verdict:
     seeds = max(len(v) for v in by_method.values())
     if seeds == 1:
         sentences.append("One seed: there are no intervals, and a difference may be chance.")
+    short = [f"{m} ({len(v)})" for m, v in by_method.items() if len(v) < seeds]
+    if short:
+        sentences.append(f"Of {seeds} seeds some methods have fewer: {', '.join(short)}.")
     cards += _cost(study, winner, reference) + _flatness(study, winner, reference)
     if study.failed:
         sentences.append(f"{len(study.failed)} runs failed; see the end of this page.")
@@ -159,8 +162,17 @@ def _contest(
     comparisons = len(means) - 1
     level = 1 - 0.05 / comparisons
     unit = "points" if metric.scale == 100 else metric.label
+    jointly = f" jointly for {comparisons} comparisons" if comparisons > 1 else ""
     if winner == reference:
         headline = f"No method is better than {reference} on the mean"
+        sign = metric.better or -1
+        second = max((m for m in means if m != winner), key=lambda method: sign * means[method])
+        gap = compared(study, second, winner, metric, level)
+        if gap is not None and gap.t_interval is not None:
+            sentences.append(
+                f"The next, {second}, differs from it by {difference_text(gap, metric)} {unit} "
+                f"over {gap.samples} paired seeds, a 95 % interval{jointly}."
+            )
     else:
         gain = compared(study, winner, reference, metric, level)
         if gain is None:
@@ -173,7 +185,6 @@ def _contest(
                 sentences.append(f"The best on the mean is {winner}, with {words}.")
             if gain.t_interval is not None:
                 text = difference_text(gain, metric)
-                jointly = f" jointly for {comparisons} comparisons" if comparisons > 1 else ""
                 cards.append(Card(f"gain over {reference}", text, f"{unit}, 95 %{jointly}"))
                 sentences.append(
                     f"The difference is {text} {unit} over {gain.samples} paired seeds, a 95 % "

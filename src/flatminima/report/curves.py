@@ -21,7 +21,7 @@ from flatminima.report.reading import Run, Study, finite
 from flatminima.study.statistics import mean_ci
 
 POINTS = 80
-"""Points of a curve: records between two are averaged."""
+"""Points of a curve: records between two are averaged, at the same places for all runs."""
 
 CURVES = (
     ("loss", "Training loss", "as it was backpropagated: at the method's own, moved weights"),
@@ -87,8 +87,13 @@ def _figures(
     for key, title, words in wanted:
         data: list[dict[str, Any]] = []
         runs = 0
-        for index, (method, by_seed) in enumerate(study.runs.items()):
-            lines = [line for run in by_seed.values() if (line := _line(run, key, place))]
+        points = {
+            method: [line for run in by_seed.values() if (line := _points(run, key, place))]
+            for method, by_seed in study.runs.items()
+        }
+        last = max((at for lines in points.values() for line in lines for at, _ in line), default=0)
+        for index, method in enumerate(study.runs):
+            lines = [_binned(line, last) for line in points[method]]
             runs = max(runs, len(lines))
             data += _band(lines, method, index)
         if data:
@@ -117,8 +122,8 @@ def _gradients(record: Mapping[str, Any]) -> float | None:
     return finite(record.get("gradients"))
 
 
-def _line(run: Run, key: str, place: Axis) -> dict[float, float]:
-    """A run's curve, at most `POINTS` of it: place to the mean of the records up to it."""
+def _points(run: Run, key: str, place: Axis) -> list[tuple[float, float]]:
+    """What a run logged, and where."""
     points, last = [], None
     for record in run.records:
         at = place(record)
@@ -127,22 +132,32 @@ def _line(run: Run, key: str, place: Axis) -> dict[float, float]:
         value = finite(record.get(key))
         if last is not None and value is not None:
             points.append((last, value))
-    if not points:
-        return {}
-    size = max(1, math.ceil(len(points) / POINTS))
-    parts = [points[start : start + size] for start in range(0, len(points), size)]
-    return {part[-1][0]: sum(value for _, value in part) / len(part) for part in parts}
+    return points
 
 
-def _band(lines: Sequence[Mapping[float, float]], method: str, index: int) -> list[dict[str, Any]]:
+def _binned(points: Sequence[tuple[float, float]], last: float) -> dict[int, tuple[float, float]]:
+    """The means of a curve over `POINTS` bins up to the last place: where, and the value."""
+    parts: dict[int, list[tuple[float, float]]] = {}
+    for at, value in points:
+        parts.setdefault(math.ceil(POINTS * at / last) if last else 0, []).append((at, value))
+    return {
+        number: (part[-1][0], sum(value for _, value in part) / len(part))
+        for number, part in parts.items()
+    }
+
+
+def _band(
+    lines: Sequence[Mapping[int, tuple[float, float]]], method: str, index: int
+) -> list[dict[str, Any]]:
     """The mean over runs and its interval, where all of them have a point."""
     if not lines:
         return []
     common = sorted(set(lines[0]).intersection(*lines[1:]))
     if not common:
         return []
-    means = [mean_ci([line[at] for line in lines]) for at in common]
-    x, name, tone = numbers(common), plain(method), colour(index)
+    means = [mean_ci([line[number][1] for line in lines]) for number in common]
+    x = numbers(max(line[number][0] for line in lines) for number in common)
+    name, tone = plain(method), colour(index)
     group = {"legendgroup": name, "x": x, "type": "scatter", "mode": "lines"}
     hidden = {"showlegend": False, "hoverinfo": "skip", "line": {"width": 0, "color": tone}}
     traces: list[dict[str, Any]] = []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flatminima.report.blocks import (
     MARKERS,
+    PATTERNS,
     Block,
     Cell,
     Figure,
@@ -18,6 +19,7 @@ from flatminima.report.blocks import (
 )
 from flatminima.report.comparing import KNOWN
 from flatminima.report.curves import live
+from flatminima.report.guard import sound
 from flatminima.report.reading import Run, Study, finite
 from flatminima.report.spectra import criteria, densities
 from flatminima.student import t_reach
@@ -33,11 +35,14 @@ LAYERS = 12
 def flatness(study: Study) -> Section | None:
     """What was measured of the minima; None where nothing was."""
     blocks: list[Block] = [bars(study, key) for key in BARS if key in study.values]
-    for figure in (gaps(study), densities(study), layers(study)):
-        if figure is not None:
-            blocks.append(figure)
+    parts: dict[str, Callable[[Study], Block | None]] = {
+        "The loss under noise": gaps,
+        "The densities": densities,
+        "The layers": layers,
+    }
+    blocks += sound(study, parts)
     blocks += live(study)
-    blocks += [table for table in (criteria(study), bound(study)) if table is not None]
+    blocks += sound(study, {"The sides of spectra": criteria, "The bounds": bound})
     return Section("flatness", "Flatness", blocks) if blocks else None
 
 
@@ -178,7 +183,10 @@ def layers(study: Study) -> Figure | None:
                     "x": [plain(name) for name in shown],
                     "y": numbers(means),
                     "name": plain(method),
-                    "marker": {"color": colour(index)},
+                    "marker": {
+                        "color": colour(index),
+                        "pattern": {"shape": PATTERNS[index % len(PATTERNS)]},
+                    },
                 }
             )
     rest = f" The {LAYERS} largest of {len(found)} are shown." if len(found) > LAYERS else ""

@@ -124,8 +124,10 @@ def table(study: Study) -> Table:
             columns.append([_difference(study, method, metric) for method in study.methods])
     notes = []
     if len(study.seeds) > 1:
+        counts = {len(v) for v in study.values[judged_by(study).key].values()}
+        some = "" if counts == {len(study.seeds)} else "up to "
         notes.append(
-            f"± and [low, high]: 95 % Student's t intervals over {len(study.seeds)} seeds."
+            f"± and [low, high]: 95 % Student's t intervals over {some}{len(study.seeds)} seeds."
         )
         if several:
             notes.append(

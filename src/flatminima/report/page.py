@@ -14,7 +14,9 @@ from flatminima.report.comparing import Verdict
 HERE = "flatminima.report"
 
 
-def render(title: str, subtitle: str, verdict: Verdict, sections: Sequence[Section]) -> str:
+def render(
+    title: str, subtitle: str, verdict: Verdict, sections: Sequence[Section], notes: int
+) -> str:
     """One self-contained page.
 
     All words are escaped by the template; in the figures, by `blocks.plain`, and their JSON cannot
@@ -41,6 +43,7 @@ def render(title: str, subtitle: str, verdict: Verdict, sections: Sequence[Secti
         subtitle=subtitle,
         verdict=verdict,
         sections=sections,
+        notes=notes,
         drawn=drawn,
         style=files.joinpath("page.css").read_text("utf-8"),
     )

@@ -39,9 +39,10 @@ def provenance(study: Study) -> Section:
 
 def _study_recipe(study: Study) -> str:
     """YAML; of JSON's scalars all are YAML's too."""
-    lines = [f"perturb: {json.dumps(','.join(study.methods))}", f"seeds: {len(study.seeds)}"]
-    if study.seeds:
-        lines.append(f"seed: {study.seeds[0]}")
+    seeds = sorted(study.planned or study.seeds)
+    lines = [f"perturb: {json.dumps(study.methods)}", f"seeds: {len(seeds)}"]
+    if seeds:
+        lines.append(f"seed: {seeds[0]}")
     lines += [f"{k}: {json.dumps(v)}" for k, v in study.common.items() if v is not None]
     return "\n".join(lines) + "\n"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,11 @@ from flatminima.errors import InputError
 
 STUDY, RESULTS, RECIPE = "study.json", "results.json", "recipe.yaml"
 
-EXTRAS = ("predictions", "measure", "bound", "landscape")
+EXTRAS = ("predictions", "measure", "bound")
 """Further files of a run, `NAME.json`, that some commands write."""
+
+LARGEST = 1e30
+"""Larger numbers are of runs that diverged, and leave no room for others in a picture."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Run:
         environment: The content of `environment.json`.
         data: The content of `data.json`.
         extras: The content of the files in `EXTRAS` that there are.
+        landscapes: The content of its landscapes, by their kind: "" is that of `landscape.json`,
+            "between" that of `landscape-between.json`.
     """
 
     method: str
@@ -42,6 +46,7 @@ class Run:
     environment: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     extras: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    landscapes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def curvature(self) -> Mapping[str, Any]:
@@ -60,6 +65,7 @@ class Study:
         failed: The runs that failed, each `{"method": ..., "seed": ..., "error": ...}`.
         common: The settings that all runs share; empty for runs that are no study.
         notes: What is missing or damaged, a line each.
+        planned: The seeds that were asked for; empty for runs that are no study.
     """
 
     task: str
@@ -67,7 +73,8 @@ class Study:
     values: Mapping[str, Mapping[str, Mapping[int, float]]]
     failed: Sequence[Mapping[str, Any]]
     common: Mapping[str, Any]
-    notes: Sequence[str]
+    notes: list[str]
+    planned: Sequence[int] = ()
 
     @property
     def methods(self) -> list[str]:
@@ -76,8 +83,9 @@ class Study:
 
     @property
     def reference(self) -> str:
-        """What the others are compared with."""
-        return self.methods[0]
+        """What the others are compared with: the first method that has results."""
+        known = {m for by_method in self.values.values() for m, v in by_method.items() if v}
+        return next((method for method in self.runs if method in known), self.methods[0])
 
     @property
     def seeds(self) -> list[int]:
@@ -91,20 +99,29 @@ class Study:
         """The runs, method by method."""
         return [run for by_seed in self.runs.values() for run in by_seed.values()]
 
+    def count(self) -> int:
+        """How many runs there are results of."""
+        return max(
+            (sum(map(len, by_method.values())) for by_method in self.values.values()), default=0
+        )
+
 
 def read(targets: Sequence[Path]) -> Study:
     """Read a study, the results file of one, or runs that are to be compared.
 
-    Runs of one method are told apart by their seeds; two of one method and one seed are compared
-    under the names of their folders.
+    Runs of one method and recipe are told apart by their seeds; those of one method and several
+    recipes, or one seed, are compared under the names of their folders.
 
     Args:
         targets: One study, one file of a study's results, or one or more runs.
 
     Raises:
-        InputError: a target is none of these, or nothing in it can be read.
+        InputError: a target is none of these or is given twice, nothing in it can be read, or runs
+            are of several tasks.
     """
     notes: list[str] = []
+    if len({target.resolve() for target in targets}) < len(targets):
+        raise InputError(f"a run is given twice: {', '.join(map(str, targets))}")
     if len(targets) == 1 and targets[0].is_file():
         study = _from_summary(targets[0], notes)
     elif len(targets) == 1 and (targets[0] / STUDY).is_file():
@@ -143,19 +160,25 @@ def _from_summary(file: Path, notes: list[str]) -> Study:
 
 def _from_study(folder: Path, notes: list[str]) -> Study:
     told = _object(folder / STUDY, notes)
-    methods, seeds = told.get("methods"), told.get("seeds")
-    if not isinstance(methods, list) or not isinstance(seeds, list):
+    methods, planned = told.get("methods"), told.get("seeds")
+    whole = isinstance(methods, list) and isinstance(planned, list)
+    if not whole or not all(isinstance(seed, int) for seed in planned or []):
         methods = sorted({path.parent.name for path in folder.glob("*/seed-*")})
-        seeds = []
+        planned = []
         notes.append(f"{STUDY} is damaged: methods are named by their folders.")
-    runs: dict[str, dict[int, Run]] = {str(method): {} for method in methods}
+    seeds: list[int] = list(planned or [])
+    runs: dict[str, dict[int, Run]] = {str(method): {} for method in methods or []}
     missing = []
     for method in runs:
         home = folder / method.replace(":", ",")
-        for place in sorted(home.glob("seed-*"), key=_number):
-            run = _run(place, notes, method, _number(place))
+        places = {seed: p for p in home.glob("seed-*") if (seed := _number(p)) is not None}
+        for seed, place in sorted(places.items()):
+            if seeds and seed not in seeds:
+                notes.append(f"{place} is of no seed of the study: left out.")
+                continue
+            run = _run(place, notes, method, seed)
             if run is not None:
-                runs[method][run.seed] = run
+                runs[method][seed] = run
         missing += [f"{method}, seed {s}" for s in seeds if s not in runs[method]]
     summary = _object(folder / RESULTS, notes) if (folder / RESULTS).is_file() else {}
     failed = summary.get("failed")
@@ -170,10 +193,11 @@ def _from_study(folder: Path, notes: list[str]) -> Study:
     return Study(
         task=str(some.results.get("task", folder.name)) if some else folder.name,
         runs=runs,
-        values=_values(runs),
+        values=_values(runs, notes),
         failed=failed,
         common=_mapping(told.get("recipe")),
         notes=notes,
+        planned=seeds,
     )
 
 
@@ -192,16 +216,29 @@ def _from_runs(targets: Sequence[Path], notes: list[str]) -> Study:
             found.append(run)
         elif not any(str(target) in note for note in notes):
             notes.append(f"{target} is not finished: it has no {RESULTS}.")
+    tasks = list(dict.fromkeys(str(run.results.get("task")) for run in found))
+    if len(tasks) > 1:
+        raise InputError(f"runs on different data are not compared: {', '.join(tasks)}")
     keys = [(run.method, run.seed) for run in found]
+    recipes: dict[str, set[str]] = {}
+    for run in found:
+        recipes.setdefault(run.method, set()).add(_but_seed(run.recipe))
     runs: dict[str, dict[int, Run]] = {}
     for run, key in zip(found, keys, strict=True):
-        name = run.method if keys.count(key) == 1 else f"{run.method} ({run.folder})"
+        alone = keys.count(key) == 1 and len(recipes[run.method]) == 1
+        name = run.method if alone else f"{run.method} ({run.folder})"
         runs.setdefault(name, {})[run.seed] = run
-    task = ", ".join(dict.fromkeys(str(run.results.get("task")) for run in found))
-    return Study(task, runs, _values(runs), [], {}, notes)
+    return Study(", ".join(tasks), runs, _values(runs, notes), [], {}, notes)
 
 
-def _run(place: Path, notes: list[str], method: str | None = None, seed: int = 0) -> Run | None:
+def _but_seed(recipe: str) -> str:
+    """A recipe without the line that tells runs of one method apart."""
+    return "\n".join(line for line in recipe.splitlines() if not line.startswith("seed:"))
+
+
+def _run(
+    place: Path, notes: list[str], method: str | None = None, seed: int | None = None
+) -> Run | None:
     """What the files of a run say; None where its results are missing or damaged."""
     if not (place / RESULTS).is_file():
         return None
@@ -215,11 +252,19 @@ def _run(place: Path, notes: list[str], method: str | None = None, seed: int = 0
         for name in EXTRAS
         if (place / f"{name}.json").is_file() and (found := _object(place / f"{name}.json", notes))
     }
-    recipe = place / RECIPE
-    own_seed = results.get("seed", seed)
+    landscapes = {
+        file.stem.removeprefix("landscape").removeprefix("-"): found
+        for file in sorted(place.glob("landscape*.json"))
+        if not file.stem.endswith("-partial") and (found := _object(file, notes))
+    }
+    recipe, own_seed = place / RECIPE, results.get("seed")
+    if seed is None:
+        seed = own_seed if isinstance(own_seed, int) else 0
+    elif own_seed != seed:
+        notes.append(f"{place / RESULTS} says that its seed is {own_seed}, and its folder {seed}.")
     return Run(
         method=method or str(results.get("method", place.name)),
-        seed=own_seed if isinstance(own_seed, int) else seed,
+        seed=seed,
         folder=str(place),
         results=results,
         records=_records(place / "metrics.jsonl", notes),
@@ -227,16 +272,24 @@ def _run(place: Path, notes: list[str], method: str | None = None, seed: int = 0
         environment=_object(place / "environment.json", notes),
         data=_object(place / "data.json", notes),
         extras=extras,
+        landscapes=landscapes,
     )
 
 
-def _values(runs: Mapping[str, Mapping[int, Run]]) -> dict[str, dict[str, dict[int, float]]]:
+def _values(
+    runs: Mapping[str, Mapping[int, Run]], notes: list[str]
+) -> dict[str, dict[str, dict[int, float]]]:
     by_method: dict[str, dict[str, dict[int, float]]] = {}
     for method, by_seed in runs.items():
         of_method = by_method.setdefault(method, {})
         for seed, run in by_seed.items():
+            if not run.results["metrics"]:
+                notes.append(f"{run.folder}: its results have no numbers.")
             for metric, value in run.results["metrics"].items():
-                if (number := finite(value)) is not None:
+                number = finite(value)
+                if number is None and isinstance(value, int | float):
+                    notes.append(f"{run.folder}: its {metric} is too large, and left out.")
+                elif number is not None:
                     of_method.setdefault(str(metric), {})[seed] = number
     return _turned(by_method)
 
@@ -261,10 +314,11 @@ def _turned(
 
 
 def finite(value: Any) -> float | None:
-    """A finite number, or None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """A finite number of up to `LARGEST`, or None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    # Comparing, since a whole number of many digits has no floating-point form; NaN fails too.
+    return float(value) if -LARGEST <= value <= LARGEST else None
 
 
 def _object(file: Path, notes: list[str]) -> dict[str, Any]:
@@ -273,7 +327,7 @@ def _object(file: Path, notes: list[str]) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         notes.append(f"{file} is damaged and left out: {error}.")
         return {}
     if not isinstance(found, dict):
@@ -284,12 +338,14 @@ def _object(file: Path, notes: list[str]) -> dict[str, Any]:
 
 def _records(file: Path, notes: list[str]) -> Sequence[Mapping[str, Any]]:
     if not file.is_file():
+        if file.exists():
+            notes.append(f"{file} is no file.")
         return []
     records, broken = [], 0
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict):
             records.append(record)
@@ -304,6 +360,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _number(place: Path) -> int:
+def _number(place: Path) -> int | None:
+    """The seed that a folder is named by; None for a folder that is no run of a study."""
     digits = place.name.removeprefix("seed-")
-    return int(digits) if digits.isdigit() else 0
+    return int(digits) if digits.isascii() and digits.isdigit() else None

@@ -103,7 +103,8 @@ def slice_target(
     """
     opened = open_target(target, said, progress=progress, say=say)
     model, batches = _ready(opened, settings)
-    file = opened.file("landscape")
+    kind = settings.directions
+    file = opened.file("landscape" if kind == "random" else f"landscape-{kind}")
     with fitting_threads(model):
         directions, path = _directions(opened, model, batches, said, settings, progress)
         where = opened.checkpoint

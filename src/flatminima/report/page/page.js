@@ -45,12 +45,29 @@
       trace.type === "bar" ? { ...trace, error_y: { color: ink, ...trace.error_y } } : trace);
   }
 
+  // The arrow keys turn a 3-D figure as the mouse does.
+  function turnable(canvas) {
+    canvas.tabIndex = 0;
+    canvas.addEventListener("keydown", (event) => {
+      const [about, up] = {
+        ArrowLeft: [-0.15, 0], ArrowRight: [0.15, 0], ArrowUp: [0, 0.15], ArrowDown: [0, -0.15],
+      }[event.key] || [0, 0];
+      if (!about && !up) return;
+      event.preventDefault();
+      const { x, y, z } = canvas._fullLayout.scene._scene.getCamera().eye;
+      const [c, s] = [Math.cos(about), Math.sin(about)];
+      const eye = { x: c * x - s * y, y: s * x + c * y, z: z + up };
+      Plotly.relayout(canvas, { "scene.camera.eye": eye });
+    });
+  }
+
   async function draw(canvas) {
     if (drawn.has(canvas) || canvas.closest("[hidden]")) return;
     drawn.add(canvas);
     const spec = specs[Number(canvas.dataset.figure)];
     try {
       await Plotly.newPlot(canvas, inked(spec.data), themed(spec.layout), config);
+      if (spec.layout.scene) turnable(canvas);
     } catch (error) {
       const words = document.createElement("p");
       words.className = "failed";
@@ -65,7 +82,11 @@
     button.textContent = theme === "dark" ? "Light" : "Dark";
     for (const canvas of drawn) {
       const spec = specs[Number(canvas.dataset.figure)];
-      if (canvas.querySelector(".plotly")) Plotly.react(canvas, inked(spec.data), themed(spec.layout), config);
+      if (!canvas.querySelector(".plotly")) continue;
+      const layout = themed(spec.layout);
+      // Turned as it is now.
+      if (layout.scene) layout.scene.camera = canvas._fullLayout.scene._scene.getCamera();
+      Plotly.react(canvas, inked(spec.data), layout, config);
     }
   }
 
@@ -88,12 +109,18 @@
   canvases.forEach((canvas) => near.observe(canvas));
 
   let before = null;
+  let opened = [];
   window.addEventListener("beforeprint", () => {
     before = root.dataset.theme;
     show("light");
+    opened = [...document.querySelectorAll("[role=tabpanel][hidden]")];
+    opened.forEach((panel) => { panel.hidden = false; });
     canvases.forEach(draw);
   });
-  window.addEventListener("afterprint", () => { if (before) show(before); });
+  window.addEventListener("afterprint", () => {
+    opened.forEach((panel) => { panel.hidden = true; });
+    if (before) show(before);
+  });
 
   for (const list of document.querySelectorAll("[role=tablist]")) {
     const tabs = [...list.children];
