@@ -22,16 +22,17 @@ MAY_KNOW = {
     "errors": set(),
     "files": {"errors"},
     "progress": set(),
+    "student": {"errors"},
     "perturb": {"cards", "errors", "optim"},
     "optim": {"errors"},
     "objectives": {"cards", "errors"},
     "reparam": {"cards", "errors", "objectives"},
-    "measure": {"errors", "progress", "objectives", "perturb"},
+    "measure": {"errors", "progress", "student", "objectives", "perturb"},
     "landscape": {"errors", "progress", "objectives", "measure"},
     "training": {"errors", "files", "progress", *CORE},
     "integrations": {"errors", "perturb"},
-    "study": {"errors", "files", "progress", "training"},
-    "report": {"errors", "files", "study"},
+    "study": {"errors", "files", "progress", "student", "training"},
+    "report": {"errors", "files", "student", "study"},
     "cli": {
         "cards",
         "errors",
@@ -93,7 +94,7 @@ def test_a_room_imports_only_the_rooms_it_may_know(path):
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_the_core_needs_torch_and_numpy_only(path):
-    if room(path) not in CORE | {"cards", "errors", "files", "progress", "flatminima"}:
+    if room(path) not in CORE | {"cards", "errors", "files", "progress", "student", "flatminima"}:
         return
     outside = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
     assert outside <= {"torch", "numpy", "flatminima"}

@@ -12,6 +12,7 @@ from flatminima.errors import InputError
 from flatminima.landscape import (
     Direction,
     around,
+    eigen_directions,
     loss_slice,
     normalized,
     optimizer_directions,
@@ -209,3 +210,14 @@ def test_bad_frames_and_directions_are_refused():
         through(model, {"a": state, "b": state})
     with pytest.raises(InputError, match="b is of another architecture than the model: its"):
         through(model, {"a": model.state_dict(), "b": mlp(hidden=7)[0].state_dict()})
+
+
+def test_the_parameters_of_an_eigenvector_may_come_from_a_generator():
+    model, batch = mlp()
+    listed = list(model[0].parameters())
+    for which in ("largest", "extremes"):
+        given = eigen_directions(model, cross_entropy, [batch], which=which, params=listed)
+        found = eigen_directions(model, cross_entropy, [batch], which=which, params=iter(listed))
+        for a, b in zip(given, found, strict=True):
+            assert a.parts.keys() == b.parts.keys()
+            assert all(torch.equal(a.parts[name], b.parts[name]) for name in a.parts)

@@ -325,6 +325,22 @@ def test_an_even_number_of_points_still_has_the_origin():
     assert found.at(0.0) == pytest.approx(cross_entropy(model, batch).item(), rel=1e-14)
 
 
+def test_a_loader_that_shuffles_and_drops_gives_each_point_the_same_samples(monkeypatch):
+    monkeypatch.setattr(evaluate, "READ_AT_ONCE", 2)
+    model, batch = mlp()
+    data, frame = list(zip(*batch, strict=True)), around(random_directions(model, 1))
+    loader = DataLoader(data, batch_size=10, shuffle=True, drop_last=True)
+    torch.manual_seed(5)
+    found = loss_slice(model, cross_entropy, loader, frame, points=9)
+    torch.manual_seed(5)
+    fixed = loss_slice(model, cross_entropy, list(loader), frame, points=9)
+    assert np.allclose(found.loss, fixed.loss, rtol=1e-10)
+    own = torch.Generator().manual_seed(0)
+    changing = DataLoader(data, batch_size=10, shuffle=True, drop_last=True, generator=own)
+    with pytest.raises(InputError, match="hold other samples"):
+        loss_slice(model, cross_entropy, changing, frame, points=9)
+
+
 def test_points_that_cannot_reach_both_checkpoints_are_refused():
     from flatminima.landscape.grid import axis_values
 

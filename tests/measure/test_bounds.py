@@ -68,7 +68,27 @@ def test_the_choice_on_the_grid_is_paid_for():
     assert (many.sigma, many.candidates) == (0.1, 4)
     rate = 2 / (2 * 0.8 * 0.2 * 10_000)
     assert many.value - alone.value == pytest.approx(rate * math.log(4))
-    assert by_numbers().optimized().candidates == 41 * 8
+    assert by_numbers().optimized().candidates == 57 * 8
+
+
+def test_it_says_when_the_best_choice_is_at_the_end_of_the_grid():
+    inside = by_numbers().optimized([0.1, 0.3, 1.0], [0.5, 0.9, 0.99])
+    assert inside.edges == ()
+    assert "at the end of its grid" not in str(inside)
+    short = by_numbers().optimized([1e-3, 1e-2], [0.5, 0.9, 0.99])
+    assert "sigma" in short.edges
+    assert "the best sigma, 0.01, is at the end of its grid: a grid of sigmas" in str(short)
+    assert PacBayesBound.from_dict(json.loads(json.dumps(short.to_dict()))) == short
+    assert by_numbers(samples=10**16).optimized().edges == ("beta",)
+    # One value was not chosen among several.
+    assert by_numbers().optimized([0.1], [0.8]).edges == ()
+
+
+def test_the_default_grid_reaches_the_best_sigma_of_a_flat_minimum_of_a_small_network():
+    flat = by_numbers(trace=Estimate(0.5, 0.01, 20, method="m"), samples=1500, distance=15.0)
+    found = flat.optimized()
+    assert found.sigma > 1
+    assert "sigma" not in found.edges
 
 
 @pytest.mark.parametrize(
@@ -136,6 +156,14 @@ def test_over_samples_the_maxima_are_those_of_single_samples():
     # The largest of noisy values is drawn a little above the largest value.
     assert abs(found.trace.value - largest) < 5 * found.trace.stderr + 1e-12
     assert found.samples == 24
+
+
+def test_parameters_can_be_chosen_by_one_pattern_by_several_and_by_tensor():
+    model, batch = mlp()
+    tensors = pac_bayes_bound(model, cross_entropy, [batch], params=list(model[0].parameters()))
+    for chosen in ("0.*", ["0.weight", "0.bias"], model[0].parameters()):
+        found = pac_bayes_bound(model, cross_entropy, [batch], params=chosen)
+        assert (found.value, found.distance) == (tensors.value, tensors.distance)
 
 
 def test_from_the_initialization_only_the_way_since_then_counts():

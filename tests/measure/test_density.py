@@ -68,14 +68,27 @@ def test_as_many_steps_as_dimensions_find_every_eigenvalue(dtype):
         assert torch.tensor(nodes).double() == pytest.approx(spectrum.numpy(), abs=1e-4)
 
 
-def test_intervals_of_moments_cover_as_often_as_they_say():
+@pytest.mark.parametrize("probes", [5, 10, 30])
+def test_intervals_of_moments_cover_as_often_as_they_say(probes):
     matrix = decaying(40, 0.9)
     truth, covered = matrix.square().sum().item(), 0
     for seed in range(200):
-        density = spectral_density(Dense(matrix), probes=30, steps=3, seed=seed)
+        density = spectral_density(Dense(matrix), probes=probes, steps=3, seed=seed)
         low, high = density.moment(2).interval()
         covered += low <= truth <= high
     assert 180 <= covered <= 198
+
+
+def test_the_band_that_is_drawn_is_students():
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    stats = pytest.importorskip("scipy.stats")
+    density = spectral_density(Dense(symmetric(20)), probes=5, steps=20)
+    curve = density.curve()
+    ax = density.plot(pyplot.figure().subplots())
+    top = ax.collections[0].get_paths()[0].vertices[:, 1].max()
+    pyplot.close("all")
+    widest = (curve.density + stats.t.ppf(0.975, 4) * curve.stderr).max().item()
+    assert top == pytest.approx(widest)
 
 
 def test_the_band_covers_the_smoothed_spectrum():

@@ -1,5 +1,6 @@
 """What is found out before the first product: randomness, sums, and batches that change later."""
 
+import math
 import random
 
 import pytest
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from flatminima.errors import InputError
 from flatminima.measure import GaussNewton, Hessian, hessian_trace
+from flatminima.measure.batches import Contents
 from flatminima.objectives import Supervised
 
 from .cases import DOUBLE, cross_entropy, dense_hessian, mlp, split
@@ -179,6 +181,41 @@ def test_samples_left_out_in_turn_are_told():
     operator.matmat(torch.ones(57, 1))
     with pytest.raises(InputError, match=r"over 20 samples and .* hold other samples"):
         operator.matmat(torch.ones(57, 1))
+
+
+@pytest.mark.parametrize("change", ["drawn anew", "dealt anew"])
+def test_labels_that_change_are_told_by_the_contents(change):
+    class Relabelled:
+        seed = 0
+
+        def __iter__(self):
+            self.seed += 1
+            g = torch.Generator().manual_seed(self.seed)
+            dealt = y[torch.randperm(24, generator=g)]
+            labels = torch.randint(3, (24,), generator=g) if change == "drawn anew" else dealt
+            return iter(split((x, labels), 10, 14))
+
+    model, (x, y) = mlp()
+    operator = Hessian(model, cross_entropy, Relabelled())
+    operator.matmat(torch.ones(57, 1))
+    with pytest.raises(InputError, match="hold other samples, so give ones that stay the same"):
+        operator.matmat(torch.ones(57, 1))
+
+
+@pytest.mark.parametrize("odd", [1.0, math.nan])
+def test_the_same_samples_in_another_order_are_the_same_contents(odd):
+    x, y = mlp()[1]
+    x = x.index_fill(0, torch.tensor([3]), odd)
+    first, turned, twice = Contents(), Contents(), Contents()
+    order = torch.roll(torch.arange(24), 5)
+    for batch in split((x, y), 10, 14):
+        first.add(batch)
+        twice.add(batch)
+        twice.add(batch)
+    for batch in split((x[order], y[order]), 7, 17):
+        turned.add(batch)
+    assert not first.differ(turned)
+    assert first.differ(twice)
 
 
 def test_a_shuffled_loader_has_one_order_for_one_operator():

@@ -15,6 +15,7 @@ from flatminima.measure import (
     perturbation_gap,
     top_eigenvalues,
 )
+from flatminima.objectives import Supervised
 
 from .cases import DOUBLE, MODELS, cross_entropy, dense_hessian, mlp
 
@@ -166,3 +167,14 @@ def test_other_types_are_refused():
     model, batch = mlp()
     with pytest.raises(InputError, match=r"dtype is torch.float16: give torch.float32 or"):
         Hessian(model, cross_entropy, [batch], dtype=torch.float16)
+
+
+@pytest.mark.parametrize("operator", [Hessian, GaussNewton])
+def test_class_weights_follow_into_double_precision_and_come_back(operator):
+    model, batch = mlp()
+    weight = torch.tensor([1.0, 2.0, 5.0], dtype=DOUBLE)
+    exact = matrix(operator(model, Supervised(nn.CrossEntropyLoss(weight=weight)), [batch]))
+    criterion = nn.CrossEntropyLoss(weight=weight.float())
+    found = matrix(operator(model, Supervised(criterion), [batch], dtype=DOUBLE))
+    assert torch.equal(found, exact)
+    assert criterion.weight.dtype == torch.float32

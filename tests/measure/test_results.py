@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flatminima.errors import InputError
 from flatminima.measure import (
     Dense,
     EigenEstimate,
@@ -43,9 +44,19 @@ def test_every_number_prints(value, error):
     assert "±" in plus_minus(value, error)
 
 
-def test_an_interval_is_normal():
-    low, high = Estimate(10.0, 1.0, 100, method="m").interval(0.95)
-    assert (low, high) == pytest.approx((10 - 1.959964, 10 + 1.959964))
+@pytest.mark.parametrize("samples", [2, 10, 100])
+def test_an_interval_is_students(samples):
+    stats = pytest.importorskip("scipy.stats")
+    low, high = Estimate(10.0, 1.0, samples, method="m").interval(0.9)
+    reach = stats.t.ppf(0.95, samples - 1)
+    assert (low, high) == pytest.approx((10 - reach, 10 + reach))
+
+
+def test_an_interval_of_one_sample_is_not_known_and_a_level_is_a_probability():
+    one = Estimate(10.0, math.nan, 1, method="m")
+    assert all(map(math.isnan, one.interval()))
+    with pytest.raises(InputError, match="level is 95: give a probability"):
+        Estimate(10.0, 1.0, 10, method="m").interval(95)
 
 
 def test_results_go_through_json():

@@ -4,9 +4,19 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from flatminima.errors import InputError
-from flatminima.measure import Sharpness, average_sharpness, worst_case_sharpness
+from flatminima.measure import (
+    GaussNewton,
+    Hessian,
+    Sharpness,
+    average_sharpness,
+    dynamical_stability,
+    hessian_trace,
+    start_sigma,
+    worst_case_sharpness,
+)
 from flatminima.perturb import ASAM, SAM
 
 from .cases import (
@@ -223,3 +233,54 @@ def test_a_loss_without_parameters_and_one_that_explodes_are_refused():
         worst_case_sharpness(Quadratic(symmetric(3)), explodes, ONE, rho=0.1)
     with pytest.raises(InputError, match="draws is 0"):
         average_sharpness(model, cross_entropy, [batch], rho=0.1, draws=0)
+
+
+def loader(batch, **settings):
+    return DataLoader(TensorDataset(*batch), batch_size=10, **settings)
+
+
+def test_a_loader_that_shuffles_and_drops_gives_each_gradient_the_same_samples():
+    model, batch = mlp()
+    torch.manual_seed(5)
+    shuffled = loader(batch, shuffle=True, drop_last=True)
+    found = worst_case_sharpness(model, cross_entropy, shuffled, rho=1e-4, steps=5)
+    # The first pass, from the same random state, is what all of them saw.
+    torch.manual_seed(5)
+    kept = list(shuffled)
+    fixed = worst_case_sharpness(model, cross_entropy, kept, rho=1e-4, steps=5)
+    assert found.samples == 20
+    for rises, same in zip(found.rises, fixed.rises, strict=True):
+        assert rises == pytest.approx(same, rel=1e-9)
+    assert found.value < 1e-3
+
+
+def test_a_loader_whose_samples_change_by_a_generator_of_its_own_is_refused():
+    model, batch = mlp()
+    own = torch.Generator().manual_seed(0)
+    changing = loader(batch, shuffle=True, drop_last=True, generator=own)
+    refused = "hold other samples, so give ones that stay the same"
+    with pytest.raises(InputError, match=refused):
+        worst_case_sharpness(model, cross_entropy, changing, rho=1e-4, steps=5)
+    with pytest.raises(InputError, match=refused):
+        start_sigma(model, cross_entropy, changing)
+    # The same samples in another order are no reason.
+    whole = loader(batch, shuffle=True, generator=own)
+    assert worst_case_sharpness(model, cross_entropy, whole, rho=1e-4, steps=2).samples == 24
+
+
+def test_where_gradients_are_not_recorded_the_reason_is_said():
+    model, batch = mlp()
+    measures = {
+        "Hessian": lambda: hessian_trace(Hessian(model, cross_entropy, [batch])),
+        "differences": lambda: hessian_trace(
+            Hessian(model, cross_entropy, [batch], backend="differences")
+        ),
+        "Gauss-Newton": lambda: hessian_trace(GaussNewton(model, cross_entropy, [batch])),
+        "sharpness": lambda: worst_case_sharpness(model, cross_entropy, [batch], rho=0.1),
+        "stability": lambda: dynamical_stability(
+            model, cross_entropy, [batch], lr=0.1, batch_size=4
+        ),
+    }
+    for measure in measures.values():
+        with torch.inference_mode(), pytest.raises(InputError, match="inference_mode is on"):
+            measure()

@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 
@@ -230,3 +231,34 @@ def test_a_jacobian_that_cannot_be_held_is_refused(monkeypatch):
     monkeypatch.setattr("flatminima.measure.stability.MOST_BYTES", 10_000)
     with pytest.raises(InputError, match="give fewer samples"):
         dynamical_stability(model, cross_entropy, [batch], lr=0.1, batch_size=1)
+
+
+def test_a_criterion_with_buffers_of_float32_is_computed_in_double_too():
+    model, (x, y) = mlp()
+    model, x = model.float(), x.float()
+    same = nn.CrossEntropyLoss(weight=torch.full((3,), 2.0))
+    settings = {"lr": 0.1, "batch_size": 4}
+    found = dynamical_stability(model, Supervised(same), [(x, y)], **settings)
+    plain = dynamical_stability(model, cross_entropy, [(x, y)], **settings)
+    assert found.threshold == pytest.approx(plain.threshold, rel=1e-5)
+    assert same.weight.dtype == torch.float32
+
+
+def test_class_weights_make_no_mean_over_samples_and_are_refused():
+    model, (x, y) = mlp()
+    model, x, weight = model.float(), x.float(), torch.tensor([1.0, 2.0, 5.0])
+    for criterion in (
+        nn.CrossEntropyLoss(weight=weight),
+        functools.partial(nn.functional.cross_entropy, weight=weight),
+    ):
+        with pytest.raises(InputError, match="mean over samples"):
+            dynamical_stability(model, Supervised(criterion), [(x, y)], lr=0.1, batch_size=4)
+
+
+def test_a_function_that_keeps_its_own_float32_tensors_is_refused_in_words():
+    model, (x, y) = mlp()
+    criterion = functools.partial(nn.functional.cross_entropy, weight=torch.ones(3))
+    with pytest.raises(InputError, match="does not take outputs of float64"):
+        dynamical_stability(
+            model.float(), Supervised(criterion), [(x.float(), y)], lr=0.1, batch_size=4
+        )

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatminima.errors import InputError
+from flatminima.student import t_quantile, two_sided_tail
 from flatminima.study import mean_ci, paired
-from flatminima.study.student import t_quantile, two_sided_tail
 
 numbers = st.floats(-1e6, 1e6)
 

@@ -13,7 +13,7 @@ from flatminima.landscape.normalization import Direction, normalized
 from flatminima.measure.batches import Batches, scalar_loss, weighted
 from flatminima.measure.eigen import top_eigenvalues
 from flatminima.measure.hessian import Hessian
-from flatminima.measure.untouched import free_parameters, untouched
+from flatminima.measure.untouched import check_recording, free_parameters, untouched
 from flatminima.objectives import Objective
 from flatminima.progress import Progress
 
@@ -110,7 +110,7 @@ def eigen_directions(
     asked = [("largest", count)] if which == "largest" else [("largest", 1), ("smallest", 1)]
     found = []
     for side, k in asked:
-        hessian = Hessian(model, objective, batches, params=params)
+        hessian = Hessian(model, objective, batches, params=weights.values())
         top = top_eigenvalues(
             hessian,
             k,
@@ -157,6 +157,7 @@ def gradient_direction(
     Raises:
         InputError: bad parameters, batches or loss; the gradient is 0 or not finite.
     """
+    check_recording()
     weights = free_parameters(model, params)
     tensors = list(weights.values())
     totals = [torch.zeros_like(tensor) for tensor in tensors]

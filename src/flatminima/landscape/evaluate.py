@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from flatminima.landscape.frame import Mover, Point
 from flatminima.measure.batches import Batches, MeanLoss, scalar_loss, weighted
+from flatminima.measure.passes import Passes
 from flatminima.objectives import Batch, Objective, Supervised
 from flatminima.objectives.supervised import inputs_and_targets, logits
 
@@ -55,6 +56,7 @@ class Evaluator:
         self.samples = 0
         self._in_memory = isinstance(batches, Sequence)
         self._at_once = at_once
+        self._passes = Passes(batches, device)
         self._kept: list[tuple[Batch, int]] | None = None
 
     def chunk(self, seconds: float | None) -> int:
@@ -93,7 +95,9 @@ class Evaluator:
         return seen.value(finite=False).view(len(points), 2)
 
     def _weighted(self) -> Iterable[tuple[Batch, int]]:
-        if not self._in_memory or self._device.type != "cpu":
+        if not self._in_memory:
+            return self._passes
+        if self._device.type != "cpu":
             return weighted(self._batches, self._device)
         if self._kept is None:
             self._kept = list(weighted(self._batches, self._device))

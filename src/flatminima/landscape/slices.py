@@ -68,7 +68,8 @@ def loss_slice(
 
     Forward passes in eval mode without gradients. The model is left as it was (weights and buffers
     bit for bit, flags, the global random state), also after an exception or Ctrl-C. A random state
-    that a pass draws from is not the same at each point, so use a loss without dropout or sampling.
+    that a pass draws from is not the same at each point, so use a loss without dropout or sampling;
+    a loader that shuffles does so in the same way for all points, and other samples are refused.
 
     The origin is on the grid, and of a frame through checkpoints each of these. Points are taken
     coarse to fine: every stretch of time gives a whole, coarser picture. A loss that is not finite

@@ -26,7 +26,7 @@ def sample_count(batch: Batch) -> int:
     elif isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[-1], Tensor):
         counted = batch[-1]
     else:
-        counted = _first_tensor(batch)
+        counted = next(tensors_in(batch), None)
     if counted is None or counted.ndim == 0:
         raise InputError(
             f"cannot count the samples of a batch ({type(batch).__name__}): "
@@ -120,35 +120,51 @@ class MeanLoss:
 
 
 class Contents:
-    """What the batches of a pass held: sum and squared norm of each one's first tensor, added up.
+    """What the batches of a pass held: a few sums over the samples, for each tensor of a batch.
 
-    The order of samples does not count, so a shuffled loader has the same contents each time.
+    The order of samples does not count, so a shuffled loader has the same contents each time. Which
+    target goes with which input does.
     """
 
     def __init__(self) -> None:
-        self._total: Tensor | None = None
-        self._elements = 0
+        # By the number of tensors in a batch.
+        self._sums: dict[int, Tensor] = {}
+        self._elements: dict[int, list[int]] = {}
 
     def add(self, batch: Batch) -> None:
         """Take in a batch."""
-        tensor = _first_tensor(batch)
-        if tensor is None or tensor.layout != torch.strided or tensor.is_complex():
+        every = [t for t in tensors_in(batch) if t.layout == torch.strided and not t.is_complex()]
+        if not every:
             return
-        tensor = tensor.detach().flatten()
-        values = tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
-        found = torch.stack([values.sum(), values @ values])
-        self._total = found if self._total is None else self._total.to(found.device) + found
-        self._elements += len(values)
+        found, first = [], None
+        for tensor in every:
+            tensor = tensor.detach().reshape(len(tensor) if tensor.ndim else 1, -1)
+            values = (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+            # Weights without a pattern, so that rows of one sum are told apart.
+            across = torch.arange(values.shape[1], device=values.device).double().cos()
+            sample = values @ across
+            first = sample if first is None else first.to(sample.device)
+            paired = first @ sample if len(first) == len(sample) else sample.new_zeros(())
+            found.append(torch.stack([values.sum(), values.square().sum(), sample.sum(), paired]))
+        sums, key = torch.stack([part.to(found[0].device) for part in found]), len(every)
+        sizes = [tensor.numel() for tensor in every]
+        if key in self._sums:
+            sums = self._sums[key].to(sums.device) + sums
+            sizes = [a + b for a, b in zip(self._elements[key], sizes, strict=True)]
+        self._sums[key], self._elements[key] = sums, sizes
 
     def differ(self, other: Contents) -> bool:
-        """Whether the other pass held other numbers; NaN is like NaN."""
-        if self._total is None or other._total is None or self._elements != other._elements:
-            return self._elements != other._elements
-        a, b = self._total.cpu(), other._total.cpu()
-        if a.isnan().any() or b.isnan().any():
-            return False
-        scale = torch.stack([(a[1] * self._elements).sqrt(), a[1]])
-        return bool(((a - b).abs() > 1e-7 * scale).any())
+        """Whether the other pass held other numbers; NaN is like everything."""
+        if self._elements != other._elements:
+            return True
+        for key, sums in self._sums.items():
+            a, b = sums.cpu(), other._sums[key].cpu()
+            squares = a[:, 1]
+            most = (squares * torch.tensor(self._elements[key])).sqrt()
+            scale = torch.stack([most, squares, most, (squares[0] * squares).sqrt()], 1)
+            if ((a - b).abs() > 1e-7 * scale).any():
+                return True
+        return False
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -165,12 +181,13 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return batch
 
 
-def _first_tensor(part: Any) -> Tensor | None:
+def tensors_in(part: Any) -> Iterator[Tensor]:
+    """The tensors in mappings and sequences, in their order."""
     if isinstance(part, Tensor):
-        return part
-    parts: Iterable[Any] = ()
-    if isinstance(part, Mapping):
-        parts = part.values()
+        yield part
+    elif isinstance(part, Mapping):
+        for inner in part.values():
+            yield from tensors_in(inner)
     elif isinstance(part, (tuple, list)):
-        parts = part
-    return next((found for inner in parts if (found := _first_tensor(inner)) is not None), None)
+        for inner in part:
+            yield from tensors_in(inner)

@@ -22,8 +22,9 @@ from flatminima.objectives import Batch, Objective
 from flatminima.perturb.shares import cut
 from flatminima.progress import Progress
 
-SIGMAS = tuple(10 ** (-5 + i / 8) for i in range(41))
-"""From 1e-5 to 1; a sigma between two of them would lower the middle terms by 4 % at most."""
+SIGMAS = tuple(10 ** (-5 + i / 8) for i in range(57))
+"""From 1e-5 to 100: flat minima of small networks have theirs above 1. A sigma between two of them
+would lower the middle terms by 4 % at most."""
 
 BETAS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 """1/beta is the factor on the training loss."""
@@ -46,6 +47,8 @@ class PacBayesBound(Result):
         beta: The factor 1/beta on the training loss is 1 + epsilon; the best of the grid.
         candidates: K, how many (sigma, beta) were on the grid.
         over: Whether alpha is a maximum over "batches" or over "samples".
+        edges: Which of "sigma" and "beta" is at an end of a grid of several: a grid that goes
+            further may have a better bound.
     """
 
     loss: float
@@ -60,6 +63,7 @@ class PacBayesBound(Result):
     beta: float
     candidates: int
     over: str
+    edges: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.loss < 0:
@@ -80,7 +84,14 @@ class PacBayesBound(Result):
         _check_grid(sigmas, betas)
         grid = list(product(sigmas, betas))
         bounds = (replace(self, sigma=s, beta=b, candidates=len(grid)) for s, b in grid)
-        return min(bounds, key=lambda bound: bound.value)
+        best = min(bounds, key=lambda bound: bound.value)
+        chosen = {"sigma": (best.sigma, sigmas), "beta": (best.beta, betas)}
+        edges = (
+            name
+            for name, (value, tried) in chosen.items()
+            if len(set(tried)) > 1 and value in (min(tried), max(tried))
+        )
+        return replace(best, edges=tuple(edges))
 
     @property
     def loss_term(self) -> float:
@@ -153,6 +164,11 @@ class PacBayesBound(Result):
             else f"not vacuous: the expected test loss is at most {self.value:.4g}, with "
             f"probability {1 - self.delta:g} over training sets, as far as the estimates hold"
         )
+        for name in self.edges:
+            lines.append(
+                f"the best {name}, {getattr(self, name):.3g}, is at the end of its grid: a grid "
+                f"of {name}s that goes further, fixed before, may give a better bound"
+            )
         return "\n".join([*lines, verdict, "not certified: " + "; ".join(self.estimates)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -169,7 +185,8 @@ class PacBayesBound(Result):
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The bound that `to_dict` wrote."""
         own = {key: value for key, value in data.items() if key not in ("terms", "vacuous")}
-        return cls(**{**own, "trace": Estimate.from_dict(own["trace"])})
+        edges = tuple(own.get("edges", ()))
+        return cls(**{**own, "trace": Estimate.from_dict(own["trace"]), "edges": edges})
 
 
 def pac_bayes_bound(
@@ -185,7 +202,7 @@ def pac_bayes_bound(
     probes: int = 20,
     sigmas: Sequence[float] = SIGMAS,
     betas: Sequence[float] = BETAS,
-    params: Iterable[Tensor] | None = None,
+    params: Iterable[Tensor] | Iterable[str] | str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> PacBayesBound:
@@ -228,7 +245,8 @@ def pac_bayes_bound(
         probes: Probes of each trace. The largest of noisy values is too large rather than small.
         sigmas: The grid of sigma, which must not depend on the samples.
         betas: The grid of beta, in (0, 1), likewise.
-        params: Which parameters were trained; default: all that require a gradient.
+        params: Which parameters were trained: tensors, or names with wildcards ("encoder.*");
+            default: all that require a gradient.
         seed: Of the probes; the global random state is not touched.
         progress: Called with ("bound", traces done, traces done or to do).
 
@@ -243,7 +261,6 @@ def pac_bayes_bound(
     if traces is not None and traces < 1:
         raise InputError(f"traces is {traces}: give at least 1")
     _check_grid(sigmas, betas)
-    params = None if params is None else list(params)
     named = free_parameters(model, params)
     first = next(iter(named.values()))
     moved = displacements(named, reference)
@@ -254,7 +271,7 @@ def pac_bayes_bound(
     gradients = hvps = 0
     for done, (piece, count) in enumerate(pieces(batches, over, first.device), 1):
         if traces is None or done <= traces:
-            operator = Hessian(model, objective, [piece], params=params)
+            operator = Hessian(model, objective, [piece], params=named.values())
             trace = hessian_trace(operator, probes=probes, seed=seed)
             gradients, hvps = gradients + operator.gradients, hvps + operator.hvps
             assert operator.loss is not None

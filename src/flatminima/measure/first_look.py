@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from flatminima.errors import InputError
-from flatminima.measure.batches import scalar_loss
+from flatminima.measure.batches import scalar_loss, tensors_in
 from flatminima.measure.memory import Full, SavedBytes
 from flatminima.measure.untouched import RandomState
 from flatminima.objectives import Batch, Objective
@@ -132,7 +132,7 @@ def _halves(
 ) -> tuple[list[int], list[Tensor]] | None:
     """The sizes and losses of a batch's halves; None where it cannot be cut."""
     sizes = [count // 2, count - count // 2]
-    if count < 2 or not all(t.ndim and len(t) == count for t in _tensors(batch)):
+    if count < 2 or not all(t.ndim and len(t) == count for t in tensors_in(batch)):
         return None
     try:
         parts = (slice(0, sizes[0]), slice(sizes[0], count))
@@ -141,17 +141,6 @@ def _halves(
         # Models of fixed batch size, batches of types unknown here: no reason not to measure.
         return None
     return sizes, losses
-
-
-def _tensors(part: Any) -> Iterator[Tensor]:
-    if isinstance(part, Tensor):
-        yield part
-    elif isinstance(part, Mapping):
-        for inner in part.values():
-            yield from _tensors(inner)
-    elif isinstance(part, (tuple, list)):
-        for inner in part:
-            yield from _tensors(inner)
 
 
 def _cut(part: Any, where: slice) -> Any:

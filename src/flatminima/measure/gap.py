@@ -27,7 +27,7 @@ def perturbation_gap(
     draws: int = 50,
     two_point: bool = True,
     noise: str = "normal",
-    params: Iterable[Tensor] | None = None,
+    params: Iterable[Tensor] | Iterable[str] | str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Estimate:
@@ -57,7 +57,8 @@ def perturbation_gap(
         draws: How many U.
         two_point: Whether to pair +U with -U.
         noise: The distribution of z: "normal", "laplace", "uniform", "rademacher", "binomial".
-        params: Which parameters move; default: all that require a gradient.
+        params: Which parameters move: tensors, or names with wildcards ("encoder.*"); default:
+            all that require a gradient.
         seed: Of the noise; the global random state is not touched.
         progress: Called with ("gap", batches done, batches) after each batch.
 

@@ -14,6 +14,7 @@ from flatminima.errors import InputError
 from flatminima.measure.batches import Batches, scalar_loss
 from flatminima.measure.over_batches import EachBatch, OverBatches
 from flatminima.measure.twice import TwiceError, check_twice, rows_of_derivative
+from flatminima.measure.untouched import check_recording
 from flatminima.objectives import Batch, Supervised
 from flatminima.objectives.supervised import inputs_and_targets, logits
 from flatminima.perturb.noise import Stream
@@ -100,6 +101,7 @@ class Sandwich(OverBatches):
 
     def _add_products(self, batch: Batch, count: int, rows: Tensor, products: Tensor) -> Tensor:
         """Add `count` times the products of one batch; returns its loss."""
+        check_recording()
         inputs, targets = inputs_and_targets(batch)
         predicted = logits(self._model, inputs)
         # The loss of these very outputs, checked to be a scalar.

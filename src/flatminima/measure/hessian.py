@@ -14,7 +14,7 @@ from flatminima.measure.differences import Differences
 from flatminima.measure.forward import ForwardOverReverse
 from flatminima.measure.over_batches import EachBatch, OverBatches
 from flatminima.measure.twice import TwiceError, check_twice, rows_of_derivative
-from flatminima.measure.untouched import RandomState
+from flatminima.measure.untouched import RandomState, check_recording
 from flatminima.objectives import Batch, Objective
 
 BACKENDS = ("auto", "autograd", "forward", "differences")
@@ -168,6 +168,7 @@ class Hessian(OverBatches):
 
     def _add_products(self, batch: Batch, count: int, rows: Tensor, products: Tensor) -> Tensor:
         """Add `count` times the products of one batch; returns its loss."""
+        check_recording()
 
         # Each evaluation draws what is random anew from the same state.
         start = RandomState(self.device) if self._look is not None and self._look.random else None

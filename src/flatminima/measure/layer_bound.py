@@ -104,7 +104,7 @@ def layer_bound(
     epsilon: float = 0.1,
     over: Literal["batches", "samples"] = "batches",
     steps: int = 20,
-    params: Iterable[Tensor] | None = None,
+    params: Iterable[Tensor] | Iterable[str] | str | None = None,
     progress: Progress | None = None,
 ) -> LayerBound:
     r"""The layer-wise bound of robust fine-tuning on the expected test loss L(W).
@@ -141,7 +141,8 @@ def layer_bound(
         epsilon: In the theorem near 0, the larger the smaller its last term.
         over: What H_l are maxima over.
         steps: Lanczos steps.
-        params: Which parameters were trained; default: all that require a gradient.
+        params: Which parameters were trained: tensors, or names with wildcards ("encoder.*");
+            default: all that require a gradient.
         progress: Called with ("layer bound", layers done, layers done or to do).
 
     Raises:

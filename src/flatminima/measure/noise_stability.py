@@ -150,7 +150,7 @@ def noise_stability(
     draws: int = 50,
     noise: str = "normal",
     trace: Estimate | None = None,
-    params: Iterable[Tensor] | None = None,
+    params: Iterable[Tensor] | Iterable[str] | str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> NoiseStability:
@@ -176,7 +176,8 @@ def noise_stability(
         draws: How many z.
         noise: The distribution of z: "normal", "laplace", "uniform", "rademacher", "binomial".
         trace: An estimate of Tr H over the same samples and parameters, as of `hessian_trace`.
-        params: Which parameters move; default: all that require a gradient.
+        params: Which parameters move: tensors, or names with wildcards ("encoder.*"); default:
+            all that require a gradient.
         seed: Of the noise; the global random state is not touched.
         progress: Called with ("noise stability", batches done, batches) after each batch.
 
@@ -245,7 +246,7 @@ def smoothed_curvature(
     sigma: float,
     draws: int = 50,
     noise: str = "normal",
-    params: Iterable[Tensor] | None = None,
+    params: Iterable[Tensor] | Iterable[str] | str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Estimate:
@@ -271,7 +272,8 @@ def smoothed_curvature(
         sigma: The standard deviation of each weight's displacement, above 0.
         draws: How many pairs of displacements.
         noise: The distribution of the displacements.
-        params: Which parameters move; default: all that require a gradient.
+        params: Which parameters move: tensors, or names with wildcards ("encoder.*"); default:
+            all that require a gradient.
         seed: Of the noise; the global random state is not touched.
         progress: Called with ("gap", batches done, batches) after each batch.
 

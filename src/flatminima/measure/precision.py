@@ -26,7 +26,7 @@ class Precision:
 
     Args:
         model: The model.
-        objective: Its parameters and buffers change too, if it is a module.
+        objective: Its parameters and buffers change too, or its criterion's, if they are modules.
         dtype: torch.float32 or torch.float64, to which all floating-point parameters and buffers
             are taken; None takes those of 16 bits to float32 and leaves the rest.
 
@@ -39,7 +39,9 @@ class Precision:
     ) -> None:
         if dtype not in (None, *FINE):
             raise InputError(f"dtype is {dtype}: give torch.float32 or torch.float64, or leave it")
-        self._parts = [part for part in (model, objective) if isinstance(part, nn.Module)]
+        # Class weights are buffers of the criterion.
+        parts = (model, objective, getattr(objective, "criterion", None))
+        self._parts = [part for part in parts if isinstance(part, nn.Module)]
         self._from = COARSE if dtype is None else (*COARSE, *FINE)
         self._to = dtype or torch.float32
         coarse = any(parameter.dtype in COARSE for parameter in model.parameters())

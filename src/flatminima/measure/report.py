@@ -193,7 +193,7 @@ class CurvatureReport:
     def _plot_layers(self, ax: Any) -> None:
         shown = sorted(self.layers.items(), key=lambda layer: -abs(layer[1].value))[:SHOWN_LAYERS]
         names, layers = [name for name, _ in shown], [layer for _, layer in shown]
-        errors = [1.96 * layer.stderr for layer in layers]
+        errors = [layer.interval()[1] - layer.value for layer in layers]
         ax.barh(names, [layer.value for layer in layers], xerr=errors, color="tab:blue", alpha=0.7)
         ax.invert_yaxis()
         ax.set(xlabel=r"trace of the layer's block, 95 %", title=f"Tr H = {self.trace}")

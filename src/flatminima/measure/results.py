@@ -9,10 +9,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from decimal import Decimal
-from statistics import NormalDist
 from typing import Any, Self
 
 from torch import Tensor
+
+from flatminima.student import t_reach
 
 SHOWN_IN_FULL = 3
 """The most eigenvalues that are printed with a residual each."""
@@ -71,8 +72,15 @@ class Estimate(Result):
         return plus_minus(self.value, self.stderr)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The normal confidence interval, value -+ z stderr: good from about 30 samples on."""
-        reach = NormalDist().inv_cdf(0.5 + level / 2) * self.stderr
+        """The confidence interval by Student's t, exact for normal samples; NaN for one sample.
+
+        Args:
+            level: Its probability to hold the truth, in (0, 1).
+
+        Raises:
+            InputError: another level.
+        """
+        reach = t_reach(level, self.samples) * self.stderr
         return self.value - reach, self.value + reach
 
     @classmethod

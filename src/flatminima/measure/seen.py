@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from flatminima.errors import InputError
 from flatminima.measure.batches import Contents
 
+STAY_THE_SAME = (
+    "the batches hold other samples, so give ones that stay the same (no random augmentation, no "
+    "drop_last with shuffle)"
+)
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -42,10 +47,7 @@ def other_samples(first: Seen, now: Seen) -> bool:
 def changed(first: Seen, now: Seen, name: str) -> InputError:
     """An error for a pass that differs from the first: its products are of another matrix."""
     if other_samples(first, now):
-        mend = (
-            "the batches hold other samples, so give ones that stay the same (no random "
-            "augmentation, no drop_last with shuffle)"
-        )
+        mend = STAY_THE_SAME
     else:
         mend = (
             f"the samples are the same, so make a new {name} when the weights have moved, "

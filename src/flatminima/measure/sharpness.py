@@ -14,8 +14,9 @@ from flatminima.errors import InputError
 from flatminima.measure.batches import Batches, MeanLoss, scalar_loss, weighted
 from flatminima.measure.cost import Meter
 from flatminima.measure.gap import Shaken
+from flatminima.measure.passes import Passes
 from flatminima.measure.results import Estimate, Result, mean_and_stderr
-from flatminima.measure.untouched import free_parameters, untouched
+from flatminima.measure.untouched import check_recording, free_parameters, untouched
 from flatminima.objectives import Objective
 from flatminima.perturb.weights import global_norm
 from flatminima.progress import Progress
@@ -73,7 +74,7 @@ def worst_case_sharpness(
     eta: float = 0.01,
     steps: int = 20,
     starts: int = 2,
-    params: Iterable[Tensor] | None = None,
+    params: Iterable[Tensor] | Iterable[str] | str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Sharpness:
@@ -103,38 +104,41 @@ def worst_case_sharpness(
     Args:
         model: The model, its parameters float32 or float64, on one device.
         objective: `(model, batch) -> scalar`, the mean over the batch's samples.
-        batches: A list or a DataLoader; read once for each gradient.
+        batches: A list or a DataLoader; read once for each gradient, each time from the same random
+            state.
         rho: The radius, in units of the weights; of the weights' own sizes where `adaptive`.
         adaptive: Whether the ball's axes are as long as the weights.
         eta: Keeps weights at 0 movable where `adaptive`.
         steps: Gradient steps of each ascent.
         starts: Ascents: one from W, the others from random points.
-        params: Which parameters move; default: all that require a gradient.
+        params: Which parameters move: tensors, or names with wildcards ("encoder.*"); default:
+            all that require a gradient.
         seed: Of the random points; the global random state is not touched.
         progress: Called with ("sharpness", gradients done, gradients).
 
     Raises:
         InputError: rho is not above 0 and finite; eta negative; steps or starts < 1; bad
-            parameters, batches or loss.
+            parameters, batches or loss; a pass over the batches gave other samples than the first.
     """
     _check(rho, eta, steps=steps, starts=starts)
+    check_recording()
     named = free_parameters(model, params)
     weights = list(named.values())
     device = weights[0].device
     meter = Meter(device, weights[0].dtype)
     rises: list[tuple[float, ...]] = []
     done, most = 0, starts * (steps + 1)
-    loss, samples = math.nan, 0
+    loss, passes = math.nan, Passes(batches, device)
     with untouched(model, objective, device), torch.no_grad(), Shaken(named, seed) as places:
         axes = _axes(places.home, adaptive, eta)
 
         def look(u: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
             """f(W + T u) and its gradient in u."""
-            nonlocal done, samples
+            nonlocal done
             places.move(_scaled(u, axes))
             losses = MeanLoss(MEND)
             gradient = [torch.zeros_like(weight) for weight in weights]
-            for batch, count in weighted(batches, device):
+            for batch, count in passes:
                 with torch.enable_grad():
                     value = scalar_loss(model, objective, batch)
                     if not value.requires_grad:
@@ -146,7 +150,7 @@ def worst_case_sharpness(
                 for total, part in zip(gradient, found, strict=True):
                     if part is not None:
                         total.add_(part, alpha=count)
-            done, samples = done + 1, losses.samples
+            done += 1
             if progress is not None:
                 progress("sharpness", done, most)
             return losses.value().item(), _scaled(gradient, axes)
@@ -182,7 +186,7 @@ def worst_case_sharpness(
         tuple(rises),
         rho,
         adaptive,
-        samples,
+        passes.samples,
         method=f"Frank-Wolfe ascent in the {ball} of radius {rho:g}",
         seed=seed,
         **cost,
@@ -198,7 +202,7 @@ def average_sharpness(
     adaptive: bool = False,
     eta: float = 0.01,
     draws: int = 50,
-    params: Iterable[Tensor] | None = None,
+    params: Iterable[Tensor] | Iterable[str] | str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Estimate:
@@ -224,7 +228,8 @@ def average_sharpness(
         adaptive: Whether the ball's axes are as long as the weights.
         eta: Keeps weights at 0 movable where `adaptive`.
         draws: How many pairs.
-        params: Which parameters move; default: all that require a gradient.
+        params: Which parameters move: tensors, or names with wildcards ("encoder.*"); default:
+            all that require a gradient.
         seed: Of the directions; the global random state is not touched.
         progress: Called with ("average sharpness", batches done, batches) after each batch.
 

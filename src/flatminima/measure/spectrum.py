@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flatminima.errors import InputError, require, unknown
 from flatminima.measure.results import Estimate, Result, mean_and_stderr
+from flatminima.student import t_reach
 
 AXES = ("linear", "log")
 
@@ -29,7 +30,7 @@ class Curve(NamedTuple):
         at: The eigenvalues of the grid, ascending in absolute value on the log axis.
         density: The part of all eigenvalues per unit of the axis: of eigenvalue on the linear one,
             of log10 on the log one.
-        stderr: Its standard error over the probes.
+        stderr: Its standard error over the probes; an interval is that of Student's t.
     """
 
     at: Tensor
@@ -167,7 +168,7 @@ class SpectralDensity(Result):
             _, ax = require("matplotlib.pyplot", "plot").subplots()
         if axis == "linear":
             curve = self.curve(width=width)
-            _draw(ax, curve, None)
+            _draw(ax, curve, len(self.nodes), None)
             ax.set_xlabel("eigenvalue")
             ax.set_ylabel("density")
             # A few outliers among millions are seen on no linear scale.
@@ -177,7 +178,8 @@ class SpectralDensity(Result):
         for negative, label in ((False, "positive"), (True, "negative")):
             sign = -1 if negative else 1
             if any(sign * t > self._floor() for nodes in self.nodes for t in nodes):
-                _draw(ax, self.curve("log", negative=negative, width=width), label)
+                curve = self.curve("log", negative=negative, width=width)
+                _draw(ax, curve, len(self.nodes), label)
         ax.set_xscale("log")
         ax.set_xlabel("|eigenvalue|")
         ax.set_ylabel("density per decade")
@@ -207,9 +209,9 @@ def _smooth(grid: Tensor, nodes: Tensor, weights: Tensor, width: float) -> Tenso
     return smooth
 
 
-def _draw(ax: Any, curve: Curve, label: str | None) -> None:
+def _draw(ax: Any, curve: Curve, probes: int, label: str | None) -> None:
     at = curve.at.abs() if label else curve.at
-    reach = 1.96 * curve.stderr
+    reach = t_reach(0.95, probes) * curve.stderr
     low, high = (curve.density - reach).clamp(min=0), curve.density + reach
     ax.plot(at.numpy(), curve.density.numpy(), label=label)
     ax.fill_between(at.numpy(), low.numpy(), high.numpy(), alpha=0.3)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from flatminima.measure.batches import Batches, MeanLoss, weighted
 from flatminima.measure.cost import Meter
 from flatminima.measure.results import Result
 from flatminima.measure.thresholds import LinearSGD
-from flatminima.measure.untouched import free_parameters, untouched
+from flatminima.measure.untouched import check_recording, free_parameters, untouched
 from flatminima.objectives import Supervised
 from flatminima.objectives.supervised import inputs_and_targets, logits
 from flatminima.perturb.shares import cut
@@ -24,6 +25,9 @@ from flatminima.progress import Progress
 
 MOST_BYTES = 4 * 2**30
 """What the Jacobian of all samples may take."""
+
+
+Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def dynamical_stability(
     *,
     lr: float,
     batch_size: int,
-    params: Iterable[Tensor] | None = None,
+    params: Iterable[Tensor] | Iterable[str] | str | None = None,
     progress: Progress | None = None,
 ) -> StabilityReport:
     r"""Whether gradient descent and SGD, at a learning rate and a batch size, stay at this minimum.
@@ -163,7 +167,8 @@ def dynamical_stability(
         batches: The training set, or a part of it: the thresholds are then those of that part.
         lr: The learning rate.
         batch_size: Samples in a step, drawn without replacement.
-        params: Which parameters were trained; default: all that require a gradient.
+        params: Which parameters were trained: tensors, or names with wildcards ("encoder.*");
+            default: all that require a gradient.
         progress: Called with ("stability", samples done, samples of the batches so far).
 
     Raises:
@@ -175,6 +180,7 @@ def dynamical_stability(
         raise InputError(f"lr is {lr}: give a finite number above 0, such as 0.01")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}: give at least 1")
+    check_recording()
     if not isinstance(objective, Supervised):
         raise InputError(
             f"the objective is a {type(objective).__name__}, and the Jacobian of the outputs is "
@@ -260,15 +266,15 @@ def output_curvature(
             objective.criterion(predicted[i : i + 1], targets[i : i + 1]) for i in range(count)
         ]
         mean = float(torch.stack(alone).mean())
-    outputs = predicted.detach().double().requires_grad_()
-    targets = targets.double() if targets.is_floating_point() else targets
-    loss = objective.criterion(outputs, targets)
-    value = float(loss.detach())
+        value = float(objective.criterion(predicted, targets))
     if abs(value - mean) > 1e-4 * abs(mean) + 1e-6:
         raise InputError(
             f"the loss of a batch is {value:.6g} and the mean over its samples "
-            f"{mean:.6g}: give a criterion that is a mean over samples"
+            f"{mean:.6g}: give a criterion that is a mean over samples (no class weights)"
         )
+    outputs = predicted.detach().double().requires_grad_()
+    targets = targets.double() if targets.is_floating_point() else targets
+    loss = _in_double(objective.criterion, outputs, targets)
     # Each sample's loss depends on its own outputs alone: sums over samples keep them apart.
     (slope,) = torch.autograd.grad(loss * count, outputs, create_graph=True)
     slopes = slope.flatten(1)
@@ -287,6 +293,19 @@ def output_curvature(
     rank = max(1, int((values > 1e-12 * largest).sum(1).max()))
     roots = values[:, -rank:, None].clamp(min=0).sqrt() * vectors[:, :, -rank:].mT
     return loss.detach(), slopes.detach(), roots.to(predicted.dtype)
+
+
+def _in_double(criterion: Criterion, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss of outputs of float64; a module's buffers, such as class weights, follow them."""
+    if isinstance(criterion, nn.Module):
+        criterion = copy.deepcopy(criterion).double()
+    try:
+        return criterion(outputs, targets)
+    except RuntimeError as error:
+        raise InputError(
+            f"the criterion does not take outputs of float64 ({str(error).splitlines()[0]}): give "
+            "a module that keeps its tensors as buffers, as torch.nn.CrossEntropyLoss does"
+        ) from error
 
 
 def _jacobian(outputs: Tensor, root: Tensor, weights: list[Tensor]) -> Tensor:

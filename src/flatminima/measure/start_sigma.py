@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from flatminima.errors import InputError
-from flatminima.measure.batches import Batches, MeanLoss, scalar_loss, weighted
+from flatminima.measure.batches import Batches, MeanLoss, scalar_loss
 from flatminima.measure.cost import Meter
 from flatminima.measure.gap import Shaken
+from flatminima.measure.passes import Passes
 from flatminima.measure.results import Estimate, mean_and_stderr
 from flatminima.measure.untouched import free_parameters, untouched
 from flatminima.objectives import Objective
@@ -66,7 +67,7 @@ def start_sigma(
     fraction: float = 0.1,
     draws: int = 5,
     noise: str = "normal",
-    params: Iterable[Tensor] | None = None,
+    params: Iterable[Tensor] | Iterable[str] | str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> StartSigma:
@@ -96,7 +97,8 @@ def start_sigma(
         fraction: The gap as a part of the loss at W.
         draws: How many z, at least 2.
         noise: The distribution of z: "normal", "laplace", "uniform", "rademacher", "binomial".
-        params: Which parameters move; default: all that require a gradient.
+        params: Which parameters move: tensors, or names with wildcards ("encoder.*"); default:
+            all that require a gradient.
         seed: Of the noise; the global random state is not touched.
         progress: Called with ("start sigma", sigmas tried, the same + 1) after each.
 
@@ -119,13 +121,13 @@ def start_sigma(
         )
     meter = Meter(first.device, first.dtype)
     asked: list[_Trial] = []
+    passes = Passes(batches, first.device)
     with torch.no_grad(), Shaken(named, seed) as weights:
 
         def measure(sigma: float, mend: str | None) -> Tensor:
             losses = MeanLoss(mend or "")
-            # Entered anew each time, so that a loader that shuffles does so in the same way.
             with untouched(model, objective, first.device):
-                for batch, count in weighted(batches, first.device):
+                for batch, count in passes:
                     places = weights.visit(sigma, distribution, draws if sigma else 0, True)
                     # The first place is W itself, whose loss is known once sigma is not 0.
                     row = [

@@ -59,6 +59,18 @@ def untouched(
                         tensor.copy_(saved)
 
 
+def check_recording() -> None:
+    """Refuse to compute gradients where autograd records nothing.
+
+    Raises:
+        InputError: inside `torch.inference_mode`, which `torch.enable_grad` does not end.
+    """
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "torch.inference_mode is on, and gradients are needed: measure outside of it"
+        )
+
+
 class RandomState:
     """Torch's global random state at a moment: the CPU's and one device's.
 

@@ -22,6 +22,7 @@ from flatminima.report.curves import live
 from flatminima.report.guard import sound
 from flatminima.report.reading import Run, Study, finite
 from flatminima.report.spectra import criteria, densities
+from flatminima.student import t_reach
 from flatminima.study.numbers import with_error
 from flatminima.study.statistics import mean_ci
 
@@ -100,7 +101,7 @@ def gaps(study: Study) -> Figure | None:
                 "mode": "markers+lines" if len(rows) > 1 else "markers",
                 "x": numbers(sigma),
                 "y": numbers(gap),
-                "error_y": {"type": "data", "array": numbers(1.96 * e for e in error)},
+                "error_y": {"type": "data", "array": numbers(error)},
                 "name": name,
                 "legendgroup": name,
                 "line": {"color": tone},
@@ -140,7 +141,8 @@ def gaps(study: Study) -> Figure | None:
 def _gap(point: Any) -> tuple[float, float, float, float] | None:
     try:
         two = point["two_sided"]
-        found = (point["sigma"], two["value"], two["stderr"])
+        reach = t_reach(0.95, two["samples"]) * two["stderr"]
+        found = (point["sigma"], two["value"], reach)
         predicted = point["predicted"]["value"] if point.get("predicted") else float("nan")
     except (KeyError, TypeError):
         return None

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatminima.errors import InputError
-from flatminima.study.student import t_quantile
+from flatminima.student import t_quantile
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]

@@ -66,7 +66,8 @@ def measured_batches(
     samples = min(len(encoded), spec.measure_samples or len(encoded))
     chosen = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(loop_spec.seed))
     size = batch_size or loop_spec.batch_size
-    part = Subset(encoded, chosen[:samples].sort().values.tolist())
+    # In the order drawn: batches of one class each would vary more than samples of the source do.
+    part = Subset(encoded, chosen[:samples].tolist())
     return [to_device(batch, device) for batch in loader(part, size)]
 
 

@@ -33,6 +33,21 @@ def t_quantile(probability: float, degrees: float) -> float:
     return _positive_quantile(2 * (1 - probability), degrees)
 
 
+def t_reach(level: float, samples: int) -> float:
+    """How many standard errors the confidence interval of a mean goes to each side.
+
+    Args:
+        level: Of confidence, between 0 and 1, exclusive.
+        samples: How many the mean is of; of 0 or 1 as of 2, whose standard error is NaN.
+
+    Raises:
+        InputError: the level is outside its range.
+    """
+    if not 0 < level < 1:
+        raise InputError(f"the level is {level}: give a probability between 0 and 1, such as 0.95")
+    return t_quantile((1 + level) / 2, max(samples - 1, 1))
+
+
 def _positive_quantile(tail: float, degrees: float) -> float:
     low, high = 0.0, 1.0
     while two_sided_tail(high, degrees) > tail:
