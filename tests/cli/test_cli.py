@@ -65,7 +65,7 @@ def test_measuring_to_an_error_within_a_budget_with_a_picture(tmp_path, capsys):
     asked += ["--sigmas", "0.05,0.1"]
     code, printed, errors = run(capsys, "measure", out, *asked, "--plot", plot)
     assert (code, errors) == (0, "")
-    report = json.loads((out / "measure.json").read_text())
+    report = json.loads((out / "measure-params.json").read_text())
     assert report["trace"]["stopped"] == "rel_error"
     assert report["trace"]["stderr"] <= 0.1 * abs(report["trace"]["value"])
     assert len(report["top_eigenvalue"]["values"]) == 3
