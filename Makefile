@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test browser lint examples readme clean
+.PHONY: demo test experiments browser lint examples readme clean
 
 demo: .venv/installed-demo
 	$(BIN)/flatminima compare --recipe recipes/demo.yaml --out runs/demo
@@ -19,6 +19,10 @@ demo: .venv/installed-demo
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
+
+# The small version of every recipe: some minutes.
+experiments: .venv/installed-dev
+	$(BIN)/python -m pytest -m experiments
 
 # For the tests of the report, which are skipped where there is none. As root, on Debian.
 browser:

@@ -68,7 +68,7 @@ PATHS = [file for file in RECIPES if not file.stem.startswith("images-")]
 PATHS += [file for file in RECIPES if file.stem.startswith("images-")][:1]
 
 
-@pytest.mark.slow
+@pytest.mark.experiments
 @pytest.mark.parametrize("file", PATHS, ids=lambda file: file.stem)
 def test_every_small_version_runs(file, capsys, tmp_path):
     code, printed, _ = run(capsys, "run", file, "--small", "--out", tmp_path / "out")
