@@ -184,12 +184,10 @@ def _ranks(found: Mapping[str, Any]) -> str:
             name,
             f"{row['all_reduces']:.2f}",
             f"{row['bytes'] / 1e6:.1f}",
-            f"{row['ratio']:.2f}",
-            "{:.2f} to {:.2f}".format(*row["ratio_range"]),
         ]
         for name, row in found["methods"].items()
     ]
-    return _table(["method", "all-reduces", "MB", "step / plain", "over rounds"], rows)
+    return _table(["method", "all-reduces", "MB"], rows)
 
 
 def _ratio(times: Mapping[str, Any]) -> str:

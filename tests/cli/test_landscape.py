@@ -77,7 +77,7 @@ def test_between_two_runs_the_ends_are_theirs(runs, capsys):
     ends = []
     for name in "ab":
         run(capsys, "landscape", runs / name, *FEW, "--dims", "1")
-        ends.append(read(runs / name / "landscape.json"))
+        ends.append(read(runs / name / "landscape-1d.json"))
     targets = [runs / "a", runs / "b"]
     code, *_ = run(capsys, "landscape", *targets, "--directions", "between")
     assert code == 0

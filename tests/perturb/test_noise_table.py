@@ -108,3 +108,22 @@ def test_it_is_the_same_for_one_address_and_moves_weights_by_sigma():
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
     assert found[0].std().item() == pytest.approx(0.1, rel=5 / math.sqrt(2 * w.numel()))
+
+
+@pytest.mark.parametrize("noise", ["table", "normal"])
+def test_noise_is_drawn_where_the_weights_are_whatever_the_default_device(noise):
+    import torch
+    from torch import nn
+
+    from flatminima.perturb import NSO
+
+    weight = nn.Parameter(torch.zeros(100, 50))
+    optimizer = NSO(torch.optim.SGD([weight], lr=0.0), sigma=0.1, noise=noise)
+    try:
+        torch.set_default_device("meta")
+        passes = optimizer.passes()
+        next(passes)
+    finally:
+        torch.set_default_device(None)
+    assert 0.09 < weight.std() < 0.11
+    passes.close()

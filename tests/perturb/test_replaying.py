@@ -184,3 +184,23 @@ def test_threads_do_not_change_the_noise_that_is_taken_off():
         n.return_value = 3
         passes.close()
     torch.testing.assert_close(state_of(model), home, rtol=1e-6, atol=1e-7)
+
+
+def test_a_loss_that_changes_weights_is_refused():
+    model = smooth()
+    optimizer = still(model)
+
+    def step():
+        for _ in optimizer.passes():
+            with torch.no_grad():
+                next(model.parameters()).clamp_(max=0.1)
+            sum(p.square().sum() for p in model.parameters()).backward()
+
+    with pytest.raises(InputError, match="were changed while passes ran"):
+        step()
+
+
+def test_a_state_is_loaded_whatever_keeps_w():
+    model = smooth()
+    kept = NSO(torch.optim.SGD(model.parameters(), lr=0.1), sigma=0.1)
+    still(model).load_state_dict(kept.state_dict())

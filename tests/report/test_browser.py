@@ -90,7 +90,7 @@ def test_the_first_screen_answers(open_page):
 def test_the_table_sorts_by_number_both_ways(open_page):
     page = open_page()
     table = page.locator("#outcomes table")
-    head = table.get_by_role("button", name="test accuracy (%)")
+    head = table.get_by_role("button", name="test accuracy (%)").first
 
     def rows():
         return table.locator("tbody th").all_inner_texts()

@@ -44,7 +44,7 @@ class Draw:
         generator = torch.Generator().manual_seed(self.seed)
         flat, piece = tensor.view(-1), self.noise.piece
         total = flat.numel()
-        room = torch.empty(min(total, piece + SHORTEST), dtype=tensor.dtype)
+        room = torch.empty(min(total, piece + SHORTEST), dtype=tensor.dtype, device=tensor.device)
         start = 0
         while start < total:
             stop = total if total - start < piece + SHORTEST else start + piece

@@ -51,7 +51,7 @@ def fill_from_table(out: Tensor, generator: torch.Generator) -> Tensor:
 def _table(device: torch.device, dtype: torch.dtype) -> Tensor:
     """The table, made on the CPU so that it is the same everywhere; 4 MiB in float32."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        drawn = torch.empty(_HALF, WIDTH, dtype=torch.float64)
+        drawn = torch.empty(_HALF, WIDTH, dtype=torch.float64, device="cpu")
         drawn.normal_(generator=torch.Generator().manual_seed(_SEED))
         factor = torch.linalg.cholesky(drawn.T @ drawn / _HALF)
         white = torch.linalg.solve_triangular(factor, drawn.T, upper=False).T

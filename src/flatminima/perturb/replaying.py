@@ -20,6 +20,10 @@ NO_COPY = """memory='replay' keeps no copy of W, so nothing tells how far the we
 it: use memory='exact'"""
 
 
+CHANGED = """weights were changed while passes ran, by the model or the loss: memory='replay' \
+cannot bring them back to W: use memory='exact'"""
+
+
 class Replayed(Weights):
     """Weights that drawn noise moves, and the same draw moves back: no weight-sized buffer.
 
@@ -30,11 +34,13 @@ class Replayed(Weights):
         |W' - W| <= 3 u (|W| + 2 |U|)    elementwise, to first order in u,
 
     and that of a displacement taken and undone at most 2 u (|W| + |U|). Errors of steps add up as a
-    random walk: their mean is 0 to first order, and after T steps they are of size sqrt(T) u |W|,
-    where exact keeping has none. There is no correcting them, since nothing remembers W.
+    random walk: their mean is 0 to first order, and after T steps they are of size
+    sqrt(T) u (|W| + |U|) at most, where exact keeping has none, also of weights that are never
+    trained. There is no correcting them, since nothing remembers W.
 
-    A move that is broken off halfway, by an interrupt within it, cannot be undone; whatever is
-    raised while passes run is undone as ever.
+    What nothing remembers cannot be undone: a move that is broken off halfway, by an interrupt
+    within it; sums that overflow; weights that the loss itself changes in place (an embedding with
+    max_norm), which is noticed and refused. Whatever is raised while passes run is undone as ever.
 
     Cost: three draws for a pair instead of one; two for a displacement.
 
@@ -46,6 +52,7 @@ class Replayed(Weights):
         super().__init__(slots)
         self._draws: Sequence[Draw | None] | None = None
         self._sign = 1.0
+        self._versions: list[int] = []
 
     def displace(self, offsets: Iterable[Tensor | None]) -> None:
         """Not open: offsets that are not drawn cannot be drawn again.
@@ -58,8 +65,8 @@ class Replayed(Weights):
     def shake(self, draws: Sequence[Draw | None]) -> None:
         """Go home, and from there to W + noise."""
         self.restore()
-        self._add(draws, 1.0)
         self._draws, self._sign = draws, 1.0
+        self._add(draws, 1.0)
 
     def _mirror(self) -> None:
         if self._draws is not None:
@@ -86,7 +93,11 @@ class Replayed(Weights):
         return self._draws is not None
 
     def _add(self, draws: Sequence[Draw | None], times: float) -> None:
+        moved = bool(self._versions) and self._versions != [t._version for t in self._tensors]
         # By powers of two only, so that each time the very same U is added.
         scaled = [d and replace(d, factor=times * d.factor) for d in draws]
         add_all(self._tensors, scaled)
         torch.clear_autocast_cache()
+        self._versions = [tensor._version for tensor in self._tensors] if self.away else []
+        if moved:
+            raise InputError(CHANGED)

@@ -249,7 +249,8 @@ class Wrapper(Optimizer):
         mine = {"method": self.card.name, "schedule": describe(self.schedule), **self._options()}
         theirs = {"method": own["method"], "schedule": own["schedule"], **own["options"]}
         for what, ours in mine.items():
-            if theirs.get(what) != ours:
+            # Where W is kept decides nothing of what is drawn.
+            if what != "memory" and theirs.get(what) != ours:
                 raise InputError(
                     f"this optimizer state was saved with {what} {theirs.get(what)!r}, but the "
                     f"optimizer has {ours!r}: build it as it was, or delete state['perturb'] to "

@@ -130,7 +130,8 @@ def verdict(study: Study) -> Verdict:
     means = {method: mean_ci(list(v.values())).mean for method, v in by_method.items()}
     sign = metric.better or -1
     winner = max(means, key=lambda method: sign * means[method])
-    cards = [Card(metric.label, mean_text(by_method[winner], metric), f"{winner}, 95 % interval")]
+    sure = ", 95 % interval" if len(by_method[winner]) > 1 else ""
+    cards = [Card(metric.label, mean_text(by_method[winner], metric), f"{winner}{sure}")]
     reference = study.reference if study.reference in means else next(iter(means))
     sentences: list[str] = []
     if len(means) == 1:
@@ -163,6 +164,9 @@ def _contest(
     level = 1 - 0.05 / comparisons
     unit = "points" if metric.scale == 100 else metric.label
     jointly = f" jointly for {comparisons} comparisons" if comparisons > 1 else ""
+    pairs = {m: compared(study, m, winner, metric, level) for m in means if m != winner}
+    told = {m: pair for m, pair in pairs.items() if pair is not None and pair.t_interval}
+    ties = [m for m, pair in told.items() if not excludes_zero(pair)]
     if winner == reference:
         headline = f"No method is better than {reference} on the mean"
         sign = metric.better or -1
@@ -180,8 +184,16 @@ def _contest(
         else:
             words = f"{difference(gain.difference, None, metric.scale)} {unit} over {reference}"
             shown = excludes_zero(gain)
-            headline = f"{winner} wins: {words}" if shown else f"No gain over {reference} is shown"
-            if not shown:
+            leaders = ", ".join([winner, *ties])
+            if gain.t_interval is None:
+                headline = f"{winner}: {words}, on one seed, which shows nothing yet"
+            elif not shown:
+                headline = f"No gain over {reference} is shown"
+            elif ties:
+                headline = f"{leaders} lead: {words}"
+            else:
+                headline = f"{winner} wins: {words}"
+            if not shown and gain.t_interval is not None:
                 sentences.append(f"The best on the mean is {winner}, with {words}.")
             if gain.t_interval is not None:
                 text = difference_text(gain, metric)
@@ -190,14 +202,12 @@ def _contest(
                     f"The difference is {text} {unit} over {gain.samples} paired seeds, a 95 % "
                     f"interval{jointly}; {p_value(gain.p_value)} by sign flips, uncorrected."
                 )
-    pairs = {m: compared(study, m, winner, metric, level) for m in means if m != winner}
-    told = {m: pair for m, pair in pairs.items() if pair is not None and pair.t_interval}
-    ties = []
-    for method in (m for m, pair in told.items() if not excludes_zero(pair)):
-        ratio = _ratio(study.values.get("gradients", {}), method, winner)
-        ties.append(method if ratio is None else f"{method} ({ratio:.3g} x its gradients)")
     if ties:
-        sentences.append(f"Not distinguished from {winner}: {', '.join(ties)}.")
+        costs = []
+        for method in ties:
+            ratio = _ratio(study.values.get("gradients", {}), method, winner)
+            costs.append(method if ratio is None else f"{method} ({ratio:.3g} x its gradients)")
+        sentences.append(f"Not distinguished from {winner}: {', '.join(costs)}.")
     return headline
 
 
@@ -233,5 +243,5 @@ def _flatness(study: Study, winner: str, reference: str) -> list[Card]:
         return []
     detail = f"{winner}, smaller is flatter"
     if winner != reference and traces.get(reference):
-        detail = f"{reference}: {mean_text(traces[reference], metric)}"
+        detail = f"{reference}: {mean_text(traces[reference], metric)}; smaller is flatter"
     return [Card(metric.label, mean_text(traces[winner], metric), detail)]

@@ -97,7 +97,7 @@ def _figures(
             runs = max(runs, len(lines))
             data += _band(lines, method, index)
         if data:
-            scale = {"type": "log"} if key == "loss" else {}
+            scale = {"type": "log", "dtick": "D2"} if key == "loss" else {}
             band = " The band is the 95 % interval of the mean over seeds." if runs > 1 else ""
             figures.append(
                 Figure(
@@ -158,7 +158,9 @@ def _band(
     means = [mean_ci([line[number][1] for line in lines]) for number in common]
     x = numbers(max(line[number][0] for line in lines) for number in common)
     name, tone = plain(method), colour(index)
-    group = {"legendgroup": name, "x": x, "type": "scatter", "mode": "lines"}
+    # One point has no line.
+    mode = "lines" if len(common) > 1 else "markers"
+    group = {"legendgroup": name, "x": x, "type": "scatter", "mode": mode}
     hidden = {"showlegend": False, "hoverinfo": "skip", "line": {"width": 0, "color": tone}}
     traces: list[dict[str, Any]] = []
     if all(mean.interval is not None for mean in means):

@@ -53,7 +53,10 @@ def mistakes(study: Study) -> Section | None:
         return sum(record.errors(m) for m in methods) / (tested + 1)
 
     worst = sorted(shown.values(), key=share, reverse=True)
-    words = "The test samples that the largest part of runs got wrong"
+    words = (
+        "The test samples that the largest share of runs got wrong; where seeds draw test sets of "
+        "their own, a sample is not in all of them"
+    )
     blocks: list[Block] = [_gallery("Most often wrong", words, worst, methods)]
     winner, reference = verdict(study).winner, study.reference
     if winner == reference and len(methods) > 1:

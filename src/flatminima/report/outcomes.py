@@ -11,7 +11,6 @@ from flatminima.report.blocks import (
     Section,
     Table,
     colour,
-    faint,
     numbers,
     plain,
 )
@@ -59,7 +58,7 @@ def dots(study: Study, metric: Metric) -> Figure:
                 "text": [plain(f"{method}, seed {seed}") for seed in values],
                 "hovertemplate": "%{text}: %{x}<extra></extra>",
                 "marker": {
-                    "color": faint(colour(index), 0.7),
+                    "color": colour(index),
                     "symbol": MARKERS[index % len(MARKERS)],
                     "size": 8,
                 },
@@ -120,7 +119,7 @@ def table(study: Study) -> Table:
         headers.append(metric.label)
         columns.append([_mean(study, method, metric) for method in study.methods])
         if several and metric.key in GAINS:
-            headers.append(f"difference to {study.reference}")
+            headers.append(f"{metric.label}: difference to {study.reference}")
             columns.append([_difference(study, method, metric) for method in study.methods])
     notes = []
     if len(study.seeds) > 1:

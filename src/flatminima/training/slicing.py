@@ -104,7 +104,12 @@ def slice_target(
     opened = open_target(target, said, progress=progress, say=say)
     model, batches = _ready(opened, settings)
     kind = settings.directions
-    file = opened.file("landscape" if kind == "random" else f"landscape-{kind}")
+    named = [
+        "landscape",
+        *([kind] if kind != "random" else []),
+        *(["1d"] if settings.dims == 1 else []),
+    ]
+    file = opened.file("-".join(named))
     with fitting_threads(model):
         directions, path = _directions(opened, model, batches, said, settings, progress)
         where = opened.checkpoint

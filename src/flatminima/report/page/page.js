@@ -5,8 +5,9 @@
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const button = document.getElementById("theme");
   const canvases = [...document.querySelectorAll("[data-figure]")];
-  const config = { responsive: true, displaylogo: false, displayModeBar: "hover" };
+  const config = { responsive: true, displaylogo: false, displayModeBar: false };
   const drawn = new Set();
+  const PRINTED = 640; // of paper, in its pixels
 
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
@@ -115,9 +116,15 @@
     show("light");
     opened = [...document.querySelectorAll("[role=tabpanel][hidden]")];
     opened.forEach((panel) => { panel.hidden = false; });
-    canvases.forEach(draw);
+    canvases.forEach((canvas) => {
+      draw(canvas);
+      if (canvas.querySelector(".plotly")) Plotly.relayout(canvas, { autosize: false, width: PRINTED });
+    });
   });
   window.addEventListener("afterprint", () => {
+    for (const canvas of drawn) {
+      if (canvas.querySelector(".plotly")) Plotly.relayout(canvas, { autosize: true, width: null });
+    }
     opened.forEach((panel) => { panel.hidden = true; });
     if (before) show(before);
   });
