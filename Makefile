@@ -39,6 +39,7 @@ examples: .venv/installed-dev
 readme: .venv/installed-dev
 	$(BIN)/python benchmarks/readme.py
 	$(BIN)/python benchmarks/experiments.py page
+	$(BIN)/python benchmarks/system.py page
 
 clean:
 	rm -rf .venv runs

@@ -17,6 +17,9 @@ SOURCE = ROOT / "src" / "flatminima"
 CORE = {"perturb", "objectives", "reparam", "optim", "measure", "landscape"}
 """Needs torch and numpy only."""
 
+CORE_BELOW = {"errors", "perturb", "objectives", "reparam", "optim", "measure"}
+"""What the rooms beside `landscape` may use of the core."""
+
 MAY_KNOW = {
     "cards": set(),
     "errors": set(),
@@ -24,12 +27,15 @@ MAY_KNOW = {
     "progress": set(),
     "student": {"errors"},
     "perturb": {"cards", "errors", "optim"},
-    "optim": {"errors"},
+    "optim": {"cards", "errors", "progress", "objectives", "measure"},
     "objectives": {"cards", "errors"},
     "reparam": {"cards", "errors", "objectives"},
+    "tuning": {"cards", "progress", "student", *CORE_BELOW},
+    "models": {"cards", "files", "progress", "student", *CORE_BELOW},
+    "explain": {"cards", "progress", "student", *CORE_BELOW},
     "measure": {"errors", "progress", "student", "objectives", "perturb"},
     "landscape": {"errors", "progress", "objectives", "measure"},
-    "training": {"errors", "files", "progress", *CORE},
+    "training": {"errors", "files", "progress", "models", "tuning", *CORE},
     "integrations": {"errors", "perturb"},
     "study": {"errors", "files", "progress", "student", "training"},
     "report": {"errors", "files", "student", "study"},
@@ -42,6 +48,9 @@ MAY_KNOW = {
         "study",
         "report",
         "flatminima",
+        "explain",
+        "models",
+        "tuning",
         *CORE,
     },
     "__main__": {"cli"},
@@ -217,6 +226,14 @@ def test_the_page_of_measures_shows_the_committed_results_of_the_live_trace():
 def test_the_page_of_experiments_shows_the_committed_results():
     benchmark = runpy.run_path(str(ROOT / "benchmarks/experiments.py"))
     assert benchmark["page"]() == (ROOT / "docs/experiments.md").read_text()
+
+
+SYSTEMS = runpy.run_path(str(ROOT / "benchmarks/system.py"))
+
+
+@pytest.mark.parametrize("name", SYSTEMS["kept"]())
+def test_the_page_of_a_method_shows_its_committed_results(name):
+    assert SYSTEMS["page"](name) == (ROOT / f"docs/methods/{name}.md").read_text()
 
 
 def test_the_page_on_landscapes_shows_the_committed_results():

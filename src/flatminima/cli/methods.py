@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +25,26 @@ def add_to(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print all cards as a table, or one in full."""
+    from flatminima import explain, models, optim, tuning
     from flatminima.objectives import objective_cards
     from flatminima.perturb import cards
     from flatminima.reparam import reparam_cards
 
+    slots: tuple[tuple[str, Sequence[Card], str], ...] = (
+        ("methods (--perturb)", cards(), "gradient the base optimizer sees"),
+        ("objectives (--objective)", objective_cards(), "loss of a sample"),
+        ("reparametrizations (--reparam)", reparam_cards(), "what it does"),
+        ("optimizers", optim.CARDS, "step"),
+        ("tuners", tuning.CARDS, "what it solves"),
+        ("models", models.CARDS, "what it computes"),
+        ("explanations", explain.CARDS, "what it computes"),
+    )
     if arguments.name is None:
-        screen.show(_table("methods (--perturb)", cards(), "gradient the base optimizer sees"))
-        screen.show(_table("objectives (--objective)", objective_cards(), "loss of a sample"))
-        screen.show(_table("reparametrizations (--reparam)", reparam_cards(), "what it does"))
+        for title, found, equation in slots:
+            if found:
+                screen.show(_table(title, found, equation))
         return
-    everything = (*cards(), *objective_cards(), *reparam_cards())
-    known = {name: card for card in everything for name in (card.name, *card.aliases)}
+    known = {n: card for _, found, _ in slots for card in found for n in (card.name, *card.aliases)}
     if arguments.name not in known:
         raise unknown("method", arguments.name, known)
     for field, value in asdict(known[arguments.name]).items():
@@ -43,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"{field:<10} {text}")
 
 
-def _table(title: str, methods: list[Card], equation: str) -> Any:
+def _table(title: str, methods: Sequence[Card], equation: str) -> Any:
     tables = require("rich.table", "cli")
     text = require("rich.text", "cli").Text  # brackets in a str would be markup
     table = tables.Table(title=title)

@@ -1,5 +1,6 @@
 """How the weights move: base optimizers that torch does not have."""
 
+from flatminima.optim.cards import CARDS
 from flatminima.optim.variational_adam import VariationalAdam
 
-__all__ = ["VariationalAdam"]
+__all__ = ["CARDS", "VariationalAdam"]
