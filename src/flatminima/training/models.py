@@ -104,12 +104,12 @@ def _builtin(name: str, data: DataSet) -> Built:
     if name == "mlp":
         features = 3 * size * size if shape is None else int(torch.Size(shape[1:]).numel())
         encoding = Encoding(flatten=True, size=size if shape is None else None)
-        return Built(MLP(features, len(data.classes)), encoding, "builtin", True)
+        return Built(MLP(features, data.outputs), encoding, "builtin", True)
     if data.kind == "vector":
         raise InputError(f"the model 'cnn' takes images, but {data.name} holds vectors: use mlp")
     channels = 3 if shape is None else int(shape[1])
     encoding = Encoding(size=size if shape is None else None, channels=channels)
-    return Built(CNN(channels, len(data.classes)), encoding, "builtin", True)
+    return Built(CNN(channels, data.outputs), encoding, "builtin", True)
 
 
 def _from_config(settings: dict[str, Any], name: str, data: DataSet) -> Built:

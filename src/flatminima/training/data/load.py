@@ -60,21 +60,28 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
     if raw.kind == "vector":
         train, (validation, test) = standardize(train, [validation, test])
     rate = raw.label_noise if spec.label_noise is None else spec.label_noise
+    if rate and raw.task != "classification":
+        raise InputError(
+            f"--label-noise draws classes anew, and {raw.name} is a task of {raw.task}: "
+            "leave it out"
+        )
     noisy, noise = add_label_noise(
-        train.targets, rate, len(raw.classes), stream(seed, "label_noise")
+        train.targets, rate, max(1, len(raw.classes)), stream(seed, "label_noise")
     )
     counted = {"train": train, "validation": validation, "test": test}
     return DataSet(
         name=raw.name,
         kind=raw.kind,
         classes=raw.classes,
-        train=Examples(train.inputs, noisy),
+        train=Examples(train.inputs, noisy, train.domains),
         validation=validation,
         test=test,
         source=raw.source,
         clean_targets=train.targets,
         report=_report(raw, counted, origins, seed, noise),
         spec=spec,
+        task=raw.task,
+        domains=raw.domains,
     )
 
 
@@ -169,16 +176,26 @@ def _report(
         report[split] = {
             "count": len(examples),
             "origin": origins[split],
-            # Before label noise: how the data are, not how they were made to look.
-            "per_class": _per_class(examples.targets, raw.classes),
+            **_told(examples, raw),
         }
     if raw.source is not None:
         report["source"] = {
             "count": len(raw.source),
-            "per_class": _per_class(raw.source.targets, raw.classes),
+            **_told(raw.source, raw),
         }
     report["fingerprint"] = fingerprint(parts.values())
     return {**report, "label_noise": dict(noise), "details": raw.details}
+
+
+def _told(examples: Examples, raw: Raw) -> dict[str, Any]:
+    """The targets before label noise: how the data are, not how they were made to look."""
+    if raw.classes:
+        return {"per_class": _per_class(examples.targets, raw.classes)}
+    values = examples.targets
+    if not len(values):
+        return {}
+    summary = {"min": values.min(), "median": np.median(values), "max": values.max()}
+    return {"targets": {name: float(value) for name, value in summary.items()}}
 
 
 def _per_class(targets: Targets, classes: tuple[str, ...]) -> dict[str, int]:
