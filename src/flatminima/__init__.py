@@ -61,7 +61,7 @@ if TYPE_CHECKING:
         Supervised,
         TracePenalty,
     )
-    from flatminima.optim import VariationalAdam
+    from flatminima.optim import GNS, VariationalAdam
     from flatminima.perturb import (
         ASAM,
         BSAM,
@@ -90,6 +90,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ASAM",
     "BSAM",
+    "GNS",
     "GSAM",
     "MSAM",
     "NSO",
@@ -200,7 +201,7 @@ _HOMES = {
         "Supervised",
         "TracePenalty",
     },
-    "flatminima.optim": {"VariationalAdam"},
+    "flatminima.optim": {"GNS", "VariationalAdam"},
 }
 """Where a public name lives; in `flatminima.perturb` if it is not here."""
 
