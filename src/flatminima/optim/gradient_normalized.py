@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,14 +12,12 @@ from torch.optim import Optimizer
 
 from flatminima.errors import InputError
 from flatminima.optim.metric import Metric
+from flatminima.optim.place import Place, Point, check_fit
 from flatminima.optim.search_options import check_options
 from flatminima.optim.shifted import shifted
 
 if TYPE_CHECKING:
     from flatminima.measure.operators import Operator
-
-ROUNDING = 10
-"""Units in the last place of the loss that a step may seem to lose."""
 
 Curvature: TypeAlias = "Callable[[], Operator]"
 """Makes the operator at the weights as they are."""
@@ -54,22 +51,6 @@ class GNSStep:
     trials: int
     gradients: int
     products: int
-
-
-@dataclass(frozen=True)
-class _Point:
-    """The loss and the gradient where the weights are."""
-
-    value: Any
-    loss: float
-    slack: float
-    gradient: Tensor
-    dual: Tensor
-    norm: float
-
-    @property
-    def finite(self) -> bool:
-        return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
 @dataclass
@@ -182,9 +163,8 @@ class GNS(Optimizer):
         if form == "diagonal" and not self._metric.diagonal:
             raise InputError("a diagonal curvature has no use for a metric that is not diagonal")
         self.last: GNSStep | None = None
-        named = self._free()
-        if self._metric.size not in (None, sum(p.numel() for _, p in named)):
-            count = sum(p.numel() for _, p in named)
+        count = sum(p.numel() for p in Place(self.param_groups[0]).parameters)
+        if self._metric.size not in (None, count):
             raise InputError(f"metric is for {self._metric.size} parameters and there are {count}")
 
     @property
@@ -192,7 +172,7 @@ class GNS(Optimizer):
         """The length that the next step begins with."""
         return float(self._memory().get("gamma", self.param_groups[0]["gamma"]))
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take up to `max_iter` iterations; what happened is in `last`.
 
         Afterwards the weights are those last accepted and `.grad` holds the gradient there, also
@@ -213,7 +193,8 @@ class GNS(Optimizer):
         if closure is None:
             raise InputError("GNS calls a closure several times a step: optimizer.step(closure)")
         options, books = self.param_groups[0], _Books()
-        here = first = self._evaluate(closure, books)
+        place = Place(options)
+        here = first = self._evaluate(place, closure, books)
         if not here.finite:
             raise InputError(
                 f"before the step the loss is {here.loss} and its gradient's norm {here.norm}: "
@@ -223,7 +204,7 @@ class GNS(Optimizer):
             if here.norm <= options["tol"]:
                 books.status = "converged"
                 break
-            there = self._iterate(closure, here, books)
+            there = self._iterate(place, closure, here, books)
             if there is None:
                 books.status = "search_failed"
                 break
@@ -233,12 +214,14 @@ class GNS(Optimizer):
         )
         return first.value
 
-    def _iterate(self, closure: Callable[[], Any], here: _Point, books: _Books) -> _Point | None:
+    def _iterate(
+        self, place: Place, closure: Callable[[], Any], here: Point, books: _Books
+    ) -> Point | None:
         """One iteration: where it leads, or None where the search failed."""
         options, memory = self.param_groups[0], self._memory()
-        operator = self._operator()
-        before = operator.hvps
-        done = memory.get("iterations", 0)
+        operator = self._curvature()
+        check_fit(operator, place)
+        before, done = operator.hvps, memory.get("iterations", 0)
         answers = shifted(
             options["form"],
             operator,
@@ -249,22 +232,23 @@ class GNS(Optimizer):
             rank=options["rank"],
             seed=options["seed"] + done,
         )
-        parameters = [p for _, p in self._free()]
-        start = [p.detach().clone() for p in parameters]
         gamma, there = self.gamma, None
         for _ in range(options["max_search"]):
             damping = here.norm / gamma
             books.trials += 1
             move = answers.solve(damping)
             if move is not None and move.isfinite().all():
-                there = self._try(closure, here, damping, move, start, books)
-            if there is not None:
-                break
-            gamma = gamma / 2
+                step = self._metric.primal(move[:, None])[:, 0]
+                with place.trial(step, here) as trial:
+                    there = self._evaluate(place, closure, books)
+                    gain = here.loss - there.loss + here.slack
+                    trial.kept = there.finite and gain >= there.norm**2 / (8 * damping)
+                if trial.kept:
+                    break
+            there, gamma = None, gamma / 2
         books.products += operator.hvps - before
-        if there is None:
+        if there is None or move is None:
             return None
-        assert move is not None
         low, high = options["gamma_range"]
         memory["gamma"] = min(max(2 * gamma, low), high)
         memory["iterations"] = done + 1
@@ -272,107 +256,11 @@ class GNS(Optimizer):
         books.damping, books.step_norm = damping, torch.linalg.vector_norm(move).item()
         return there
 
-    def _try(
-        self,
-        closure: Callable[[], Any],
-        here: _Point,
-        damping: float,
-        move: Tensor,
-        start: list[Tensor],
-        books: _Books,
-    ) -> _Point | None:
-        """The point after the move, if it is accepted; otherwise the weights are put back."""
-        parameters = [p for _, p in self._free()]
-        parts = self._metric.primal(move[:, None])[:, 0].split([p.numel() for p in parameters])
-        kept = False
-        try:
-            with torch.no_grad():
-                for parameter, part in zip(parameters, parts, strict=True):
-                    parameter.add_(part.view_as(parameter).to(parameter.dtype))
-            there = self._evaluate(closure, books)
-            gain = here.loss - there.loss + here.slack
-            kept = there.finite and gain >= there.norm**2 / (8 * damping)
-        finally:
-            if not kept:
-                with torch.no_grad():
-                    for parameter, saved in zip(parameters, start, strict=True):
-                        parameter.copy_(saved)
-                _gradient_into(parameters, here.gradient)
-        return there if kept else None
-
-    def _evaluate(self, closure: Callable[[], Any], books: _Books) -> _Point:
-        with torch.enable_grad():
-            value = closure()
+    def _evaluate(self, place: Place, closure: Callable[[], Any], books: _Books) -> Point:
         books.gradients += 1
-        _check_loss(value)
-        parameters = [p for _, p in self._free()]
-        if all(p.grad is None for p in parameters):
-            raise InputError("the closure left no gradient: call loss.backward() in it")
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters]
-        gradient = torch.cat([part.detach().reshape(-1) for part in parts])
-        dual = self._metric.dual(gradient[:, None])[:, 0]
-        norm = torch.linalg.vector_norm(dual, dtype=torch.float64).item()
-        coarse = torch.finfo(gradient.dtype).eps
-        if isinstance(value, Tensor) and value.is_floating_point():
-            coarse = max(coarse, torch.finfo(value.dtype).eps)
-        loss = float(value)
-        return _Point(value, loss, ROUNDING * coarse * abs(loss), gradient, dual, norm)
-
-    def _operator(self) -> Operator:
-        """The curvature here, if it is in the coordinates of the free parameters."""
-        operator, named = self._curvature(), self._free()
-        if not hasattr(operator, "matmat"):
-            raise InputError(
-                f"curvature() gave a {type(operator).__name__}: return an operator, such as "
-                "flatminima.GaussNewton(...) or flatminima.measure.Dense(matrix)"
-            )
-        sizes = [part.stop - part.start for part in operator.blocks.values()]
-        expected = [p.numel() for _, p in named]
-        if operator.shape[0] != sum(expected) or (len(sizes) > 1 and sizes != expected):
-            raise InputError(
-                f"the curvature has blocks of {_short(sizes)} coordinates and the free parameters "
-                f"have {_short(expected)}: make both of the same parameters, in the same order"
-            )
-        names = [name for name, _ in named]
-        if len(sizes) > 1 and None not in names and names != list(operator.blocks):
-            raise InputError(
-                f"the curvature is of {_short(list(operator.blocks))} and the optimizer of "
-                f"{_short(names)}: make both of the same parameters, in the same order"
-            )
-        return operator
-
-    def _free(self) -> list[tuple[str | None, Tensor]]:
-        """The parameters to move, with their names where given."""
-        group = self.param_groups[0]
-        names = group.get("param_names") or [None] * len(group["params"])
-        found = [(n, p) for n, p in zip(names, group["params"], strict=True) if p.requires_grad]
-        if not found:
-            raise InputError("no parameter requires a gradient: requires_grad_(True) on some")
-        if {p.dtype for _, p in found} - {torch.float32, torch.float64}:
-            raise InputError("the parameters must be float32 or float64: model.float()")
-        if len({(p.dtype, p.device) for _, p in found}) > 1:
-            raise InputError("the parameters are of several dtypes or devices: bring them to one")
-        return found
+        return place.evaluate(closure, self._metric)
 
     def _memory(self) -> dict[str, Any]:
         """What is saved with the optimizer: gamma and the number of iterations."""
         memory: dict[str, Any] = self.state[self.param_groups[0]["params"][0]]
         return memory
-
-
-def _gradient_into(parameters: list[Tensor], gradient: Tensor) -> None:
-    parts = gradient.split([p.numel() for p in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.grad = part.view_as(parameter).clone()
-
-
-def _short(items: list[Any]) -> str:
-    return ", ".join(map(str, items[:6])) + (", ..." if len(items) > 6 else "")
-
-
-def _check_loss(value: Any) -> None:
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
-        return
-    if isinstance(value, Tensor) or not isinstance(value, int | float):
-        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(f"the closure returned {got}: end it with `return loss`, a scalar")

@@ -212,5 +212,6 @@ def shifted(
         matrix = multiply(torch.eye(n, dtype=gradient.dtype, device=gradient.device))
         if not matrix.isfinite().all():
             raise InputError(NOT_FINITE)
-        return Spectral(*torch.linalg.eigh((matrix + matrix.T) / 2), gradient)
+        values, basis = torch.linalg.eigh((matrix + matrix.T) / 2)
+        return Spectral(values, basis, gradient)
     return Krylov(multiply, gradient, most=products, rtol=rtol)
