@@ -134,7 +134,7 @@ class GNS(Optimizer):
         max_iter: int = 1,
         tol: float = 1e-8,
         products: int = 50,
-        rtol: float = 0.01,
+        rtol: float = 0.1,
         rank: int = 10,
         seed: int = 0,
     ) -> None:
