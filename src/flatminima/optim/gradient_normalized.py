@@ -157,8 +157,6 @@ class GNS(Optimizer):
         }
         check_options(defaults)
         super().__init__(params, defaults)
-        if len(self.param_groups) > 1:
-            raise InputError("GNS solves for all parameters at once: give one group")
         self._curvature, self._metric = curvature, Metric(metric)
         if form == "diagonal" and not self._metric.diagonal:
             raise InputError("a diagonal curvature has no use for a metric that is not diagonal")
@@ -166,6 +164,12 @@ class GNS(Optimizer):
         count = sum(p.numel() for p in Place(self.param_groups[0]).parameters)
         if self._metric.size not in (None, count):
             raise InputError(f"metric is for {self._metric.size} parameters and there are {count}")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused for a second group, since all parameters are solved for at once."""
+        if self.param_groups:
+            raise InputError("GNS solves for all parameters at once: give one group")
+        super().add_param_group(param_group)
 
     @property
     def gamma(self) -> float:
