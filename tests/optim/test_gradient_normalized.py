@@ -387,6 +387,19 @@ def test_float32_stops_at_rounding_and_gamma_does_not_collapse():
     assert optimizer.last.loss < 1.05 * exact.last.loss
 
 
+@pytest.mark.parametrize(("rounding", "status"), [(10, "moved"), (0, "search_failed")])
+def test_the_search_goes_on_where_the_gain_is_below_rounding(monkeypatch, rounding, status):
+    monkeypatch.setattr("flatminima.optim.place.ROUNDING", rounding)
+    f, a, weighted = log_sum_exp(60)
+    start, metric = torch.ones(60, dtype=FLOAT), a.T @ a + 1e-6 * torch.eye(60, dtype=FLOAT)
+    given = {"metric": metric, "tol": 0.0}
+    _, optimizer, closure = minimizer(f, start, lambda x: Dense(weighted(x)), **given)
+    for _ in range(60):
+        optimizer.step(closure)
+    assert optimizer.last.status == status
+    assert (optimizer.last.gradient_norm < 1e-12) == (status == "moved")
+
+
 def failing(**options):
     """A closure whose gradient points uphill, so that no step is accepted."""
     x = nn.Parameter(torch.ones(3, dtype=FLOAT))
