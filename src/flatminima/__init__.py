@@ -64,7 +64,7 @@ if TYPE_CHECKING:
         Supervised,
         TracePenalty,
     )
-    from flatminima.optim import VariationalAdam
+    from flatminima.optim import GNS, VariationalAdam
     from flatminima.perturb import (
         ASAM,
         BSAM,
@@ -95,6 +95,7 @@ __all__ = [
     "ASAM",
     "BSAM",
     "GLAD",
+    "GNS",
     "GSAM",
     "MSAM",
     "NSO",
@@ -212,7 +213,7 @@ _HOMES = {
         "Supervised",
         "TracePenalty",
     },
-    "flatminima.optim": {"VariationalAdam"},
+    "flatminima.optim": {"GNS", "VariationalAdam"},
 }
 """Where a public name lives; in `flatminima.perturb` if it is not here."""
 
