@@ -24,6 +24,7 @@ from flatminima.training.averaging import Average
 from flatminima.training.batches import batches_per_epoch
 from flatminima.training.data.encode import encode
 from flatminima.training.data.examples import DataSet
+from flatminima.training.data.load import check_augmentation
 from flatminima.training.data.load import load as load_data
 from flatminima.training.directory import RunDirectory
 from flatminima.training.logs import Log
@@ -223,6 +224,7 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
         family, random_weights = prepared.built.family, prepared.built.random_weights
         ready = ready.resolved(family, random_weights, card(parse_method(method)[0]).base)
         perturbed(_base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
+        check_augmentation(ready.data.augment, prepared.data)
         objective(ready, prepared.data)
         reparam(ready, torch.nn.Linear(1, 1))
         if not len(prepared.data.validation):

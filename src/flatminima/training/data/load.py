@@ -11,7 +11,7 @@ import numpy as np
 
 from flatminima.errors import InputError, unknown
 from flatminima.progress import Progress, silent
-from flatminima.training.data import digits, folder, hub, pydocs, table
+from flatminima.training.data import digits, folder, glyphs, hub, pydocs, table
 from flatminima.training.data.examples import DataSet, Examples, Raw, Targets, fingerprint
 from flatminima.training.data.label_noise import add_label_noise
 from flatminima.training.data.spec import DataSpec
@@ -21,7 +21,11 @@ from flatminima.training.data.vectors import standardize
 
 Source: TypeAlias = Callable[[DataSpec, int, Progress], Raw]
 
-SOURCES: dict[str, Source] = {"digits": digits.load, "pydocs": pydocs.load}
+SOURCES: dict[str, Source] = {
+    "digits": digits.load,
+    "glyphs": glyphs.load,
+    "pydocs": pydocs.load,
+}
 """The built-in data sets, by name."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
@@ -47,11 +51,7 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
     # A wrong seed should not wait for the data to be read.
     stream(seed, "check")
     raw = find_source(spec.data)(spec, seed, progress or silent)
-    if spec.augment != "none" and raw.kind != "image":
-        raise InputError(
-            f"augment {spec.augment!r} changes images, and {raw.name} holds {raw.kind}s: "
-            "leave it out (--augment none)"
-        )
+    check_augmentation(spec.augment, raw)
     splits, origins = _divide(raw, spec, seed)
     train, validation, test = splits["train"], splits["validation"], splits["test"]
     if spec.train_size is not None:
@@ -76,6 +76,19 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
         report=_report(raw, counted, origins, seed, noise),
         spec=spec,
     )
+
+
+def check_augmentation(augment: str, data: Raw | DataSet) -> None:
+    """Refuse to augment what is no image.
+
+    Raises:
+        InputError: `data` holds texts or vectors, and `augment` is not "none".
+    """
+    if augment != "none" and data.kind != "image":
+        raise InputError(
+            f"augment {augment!r} changes images, and {data.name} holds {data.kind}s: "
+            "leave it out (--augment none)"
+        )
 
 
 def find_source(data: str) -> Source:
