@@ -106,7 +106,7 @@ def test_the_loss_is_finite_for_logits_of_ten_thousand(dtype, seen_in):
     z = torch.tensor([[1e4, -1e4, 0, 0], [-1e4, 1e4, 1e4, 0]]).to(seen_in).requires_grad_()
     for _ in range(30):
         found = loss(z, torch.tensor([0, 3]), torch.tensor([1, 2]))
-        assert found.dtype == torch.float32
+        assert found.dtype in (torch.float32, loss.memory.rows.dtype)
         assert found.isfinite()
         assert torch.autograd.grad(found, z)[0].isfinite().all()
     assert loss.memory.rows.isfinite().all()
@@ -116,7 +116,7 @@ def test_the_term_is_bounded_by_the_logarithm_of_the_clamp():
     loss = ELRLoss(N, C, 0.0, 1.0)
     z = torch.tensor([[80.0, 0, 0, 0]])
     term = loss(z, torch.tensor([0]), torch.tensor([0])) - cross_entropy(z, torch.tensor([0]))
-    assert -9.22 < term < -8
+    assert -9.22 < term < -7.8
 
 
 def test_autocast_does_not_reach_the_loss():
@@ -156,9 +156,8 @@ def test_the_calls_of_one_step_do_not_see_each_other():
 
 def test_of_a_step_that_breaks_off_nothing_is_remembered():
     loss, (z, y, index) = double(), some()
-    with pytest.raises(KeyboardInterrupt), loss.one_step():
-        loss(z, y, index)
-        raise KeyboardInterrupt
+    with pytest.raises(InputError), loss.one_step():
+        _ = loss(z, y, index), loss(z, y, index[:5])
     assert not loss.memory.rows.any()
     loss(z, y, index)
     assert loss.memory.rows.any()
@@ -209,7 +208,9 @@ def test_one_plain_pass_is_the_papers_rule():
 def test_the_passes_of_a_step_move_the_memory_once_by_their_mean(method):
     model, batch = model_and_batch()
     objective = begun(beta=0.6)
-    optimizer = make(method, torch.optim.SGD(model.parameters(), lr=0.1))
+    strength = {"plain": {}, "nso": {"sigma": 0.1}, "nso-one-pass": {"sigma": 0.1}}
+    given = strength.get(method, {"rho": 0.1})
+    optimizer = make(method, torch.optim.SGD(model.parameters(), lr=0.1), **given)
     seen = []
     model.register_forward_hook(lambda m, args, out: seen.append((args[0], out.detach())))
     for _ in range(2):
@@ -255,7 +256,7 @@ def test_batches_of_transformers_carry_the_index_too():
     objective, batch = begun(), {"ids": ids, "labels": torch.tensor([0, 1, 2])}
     found = objective(Logits(), {**batch, "index": torch.tensor([1, 2, 3])})
     expected = double()(ids[:, :C], batch["labels"], torch.tensor([1, 2, 3]))
-    torch.testing.assert_close(found, expected.float())
+    torch.testing.assert_close(found, expected.to(found))
 
 
 def test_nso_trains_in_a_plain_loop_with_the_module():
@@ -283,7 +284,7 @@ def test_nso_trains_in_a_plain_loop_with_the_module():
         (lambda: ELR(lam=float("inf")), "lam is inf"),
         (lambda: ELR(lam=float("nan")), "lam is nan"),
         (lambda: ELR(beta="much"), "beta is 'much'"),
-        (lambda: ELR(dtype="float61"), "did you mean 'float16'"),
+        (lambda: ELR(dtype="float61"), "did you mean 'float64'"),
         (lambda: ELRLoss(-3, 4), "num_examples is -3"),
         (lambda: make_objective("elr", lamda=3), "did you mean 'lam'"),
         (lambda: ELR().after_step(), "call begin"),

@@ -3,6 +3,7 @@
 from flatminima.objectives.backward_correction import BackwardCorrection
 from flatminima.objectives.cross_entropy import CrossEntropy, LabelSmoothing
 from flatminima.objectives.elr import ELR, ELRLoss
+from flatminima.objectives.elr_plus import ELRPlus
 from flatminima.objectives.given import Loss, OwnLoss, as_objective
 from flatminima.objectives.mixing import CutMix, Mixup
 from flatminima.objectives.penalties import GradientNorm, TracePenalty
@@ -21,6 +22,7 @@ __all__ = [
     "CrossEntropy",
     "CutMix",
     "ELRLoss",
+    "ELRPlus",
     "GradientNorm",
     "LabelSmoothing",
     "Loss",

@@ -116,13 +116,17 @@ class ELRLoss(RememberingLoss):
         Raises:
             InputError: not one label for each sample.
         """
-        rows = self.memory.rows.cpu()
-        if labels.shape != rows.shape[:1]:
-            raise InputError(
-                f"there are labels of shape {tuple(labels.shape)} for {len(rows)} samples: give "
-                "the label of each training sample, in the order of the index"
-            )
-        return torch.nonzero((rows.argmax(1) != labels.cpu()) & rows.any(1))[:, 0]
+        return suspected(self.memory.rows.cpu(), labels)
+
+
+def suspected(rows: Tensor, labels: Tensor) -> Tensor:
+    """The places of rows whose largest number is at another class than the label."""
+    if labels.shape != rows.shape[:1]:
+        raise InputError(
+            f"there are labels of shape {tuple(labels.shape)} for {len(rows)} samples: give the "
+            "label of each training sample, in the order of the index"
+        )
+    return torch.nonzero((rows.argmax(1) != labels.cpu()) & rows.any(1))[:, 0]
 
 
 @register(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -58,9 +59,8 @@ class Memory(nn.Module):
         check_storage(dtype, place, folder)
         self.place = place
         shape, kind = (samples, width), DTYPES[dtype]
-        found = (
-            torch.zeros(shape, dtype=kind) if place == "memory" else _on_disk(shape, kind, folder)
-        )
+        on_disk = place == "disk"
+        found = _on_disk(shape, kind, folder) if on_disk else torch.zeros(shape, dtype=kind)
         self.register_buffer("rows", found)
         self._noted: list[tuple[Tensor, Tensor]] = []
 
@@ -87,11 +87,13 @@ class Memory(nn.Module):
                 f"the index is {index.dtype} of shape {tuple(index.shape)}: give each sample's "
                 "place in the training set, int64 of shape (samples,)"
             )
-        if len(index) and not (0 <= int(index.min()) and int(index.max()) < samples):
+        if not len(index):
+            return self._nothing().to(index.device)
+        least, most = int(index.min()), int(index.max())
+        if least < 0 or most >= samples:
             raise InputError(
-                f"the index goes from {int(index.min())} to {int(index.max())}, and there are "
-                f"{samples} samples to remember, from 0: give each sample's place in the training "
-                "set, and its size"
+                f"the index goes from {least} to {most}, and {samples} samples are remembered, "
+                "from 0: give each sample's place in the training set, and the set's size"
             )
         return in_full(self.rows[index.to(self.rows.device)].to(index.device))
 
@@ -130,7 +132,9 @@ class Memory(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # Rows on the disk stay there when the module is moved to a device.
-        return self if self.place == "disk" else super()._apply(fn, recurse)
+        if self.place == "disk":
+            return self
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 def check_storage(dtype: str, place: str, folder: str | None) -> None:
@@ -204,6 +208,10 @@ def _on_disk(shape: tuple[int, int], dtype: torch.dtype, folder: str | None) -> 
             f"{place} has {free / 1e9:.1f} GB free: name another folder, or set dtype=float16"
         )
     with tempfile.NamedTemporaryFile(dir=place, prefix="flatminima-memory-") as file:
-        file.truncate(size)
+        if hasattr(os, "posix_fallocate"):
+            # A disk that turns out to be full when a mapped page is written kills the process.
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
         rows = torch.from_file(file.name, shared=True, size=shape[0] * shape[1], dtype=dtype)
     return rows.view(shape)

@@ -52,7 +52,7 @@ class RememberingLoss(nn.Module):
 
     def of_pass(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         """The loss as `forward` has it in training, noting what `remember` is to remember."""
-        rows, classes = self.memory.rows.shape
+        classes = self.memory.rows.shape[1]
         if logits.dim() != 2 or logits.shape[1] != classes:
             raise InputError(
                 f"the model gives outputs of shape {tuple(logits.shape)}, and {classes} classes "
@@ -101,7 +101,11 @@ class RememberingLoss(nn.Module):
 class RemembersSamples(Remembering):
     """An objective that is a `RememberingLoss` of the run it is minimized in."""
 
-    kept: RememberingLoss | None = None
+    kept: RememberingLoss | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = None
 
     def make(self, setting: Setting) -> RememberingLoss:
         """The loss for a run."""
