@@ -18,12 +18,10 @@ def test_a_new_memory_holds_zeros():
 
 
 def test_what_is_written_is_read():
-    memory, rows = Memory(4, 3), torch.rand(2, 3)
-    memory.write(torch.tensor([3, 1]), rows)
-    assert torch.equal(memory.read(torch.tensor([1, 2, 3, 1])), rows[[1, 0, 0, 1]] * _not_third)
-
-
-_not_third = torch.tensor([[1.0], [0.0], [1.0], [1.0]])
+    memory, (first, second) = Memory(4, 3), torch.rand(2, 3)
+    memory.write(torch.tensor([3, 1]), torch.stack([first, second]))
+    expected = torch.stack([second, torch.zeros(3), first, second])
+    assert torch.equal(memory.read(torch.tensor([1, 2, 3, 1])), expected)
 
 
 def test_what_is_noted_counts_only_when_it_is_asked_for():
