@@ -181,9 +181,9 @@ def test_from_the_command_line(tmp_path, capsys):
 
 def test_one_method_of_a_comparison_may_have_it():
     methods = ["plain", "nso:objective=elr(lam=1;beta=0.9)", "plain:objective=ps-kd"]
-    found = assemble.for_methods(Recipe.from_flat(QUICK), methods)
-    asked = [one.objective.objective for one in found.values()]
-    assert asked == ["cross-entropy", "elr(lam=1;beta=0.9)", "ps-kd"]
+    assert list(assemble.for_methods(Recipe.from_flat(QUICK), methods)) == methods
+    with pytest.raises(InputError, match="beta is 1"):
+        assemble.for_methods(Recipe.from_flat(QUICK), ["plain", "nso:objective=elr(beta=1)"])
 
 
 TWO_PROCESSES = """
