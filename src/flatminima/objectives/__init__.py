@@ -9,7 +9,7 @@ from flatminima.objectives.mixing import CutMix, Mixup
 from flatminima.objectives.penalties import GradientNorm, TracePenalty
 from flatminima.objectives.ps_kd import PSKD, PSKDLoss
 from flatminima.objectives.registry import make_objective, objective_card, objective_cards
-from flatminima.objectives.regression import AbsoluteError, SquaredError
+from flatminima.objectives.regression import AbsoluteError, LinearLoss, SquaredError
 from flatminima.objectives.remembering import Remembering, Setting, sample_index
 from flatminima.objectives.supervised import Batch, Objective, Supervised
 
@@ -25,6 +25,7 @@ __all__ = [
     "ELRPlus",
     "GradientNorm",
     "LabelSmoothing",
+    "LinearLoss",
     "Loss",
     "Mixup",
     "Objective",

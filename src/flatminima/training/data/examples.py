@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from flatminima.training.data.spec import DataSpec
 
-Kind = Literal["vector", "image", "text"]
+Kind = Literal["vector", "image", "text", "measurement"]
 Targets: TypeAlias = NDArray[np.int64]
 """Class indices."""
 Inputs: TypeAlias = (

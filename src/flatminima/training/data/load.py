@@ -11,7 +11,15 @@ import numpy as np
 
 from flatminima.errors import InputError, unknown
 from flatminima.progress import Progress, silent
-from flatminima.training.data import digits, folder, hub, pydocs, table
+from flatminima.training.data import (
+    cosines,
+    digits,
+    folder,
+    hub,
+    matrix_sensing,
+    pydocs,
+    table,
+)
 from flatminima.training.data.examples import DataSet, Examples, Raw, Targets, fingerprint
 from flatminima.training.data.label_noise import add_label_noise
 from flatminima.training.data.spec import DataSpec
@@ -21,8 +29,13 @@ from flatminima.training.data.vectors import standardize
 
 Source: TypeAlias = Callable[[DataSpec, int, Progress], Raw]
 
-SOURCES: dict[str, Source] = {"digits": digits.load, "pydocs": pydocs.load}
-"""The built-in data sets, by name."""
+SOURCES: dict[str, Source] = {
+    "cosines": cosines.load,
+    "digits": digits.load,
+    "matrix-sensing": matrix_sensing.load,
+    "pydocs": pydocs.load,
+}
+"""The built-in data sets, by name; some take options in brackets."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
@@ -91,8 +104,8 @@ def find_source(data: str) -> Source:
     Raises:
         InputError: it is none of them.
     """
-    if data in SOURCES:
-        return SOURCES[data]
+    if data.partition("(")[0] in SOURCES:
+        return SOURCES[data.partition("(")[0]]
     path = Path(data).expanduser()
     try:
         if path.is_dir():

@@ -2,10 +2,14 @@
 
 from flatminima.training.data.examples import DataSet
 from flatminima.training.tasks.classification import Classification
+from flatminima.training.tasks.cosines import CosineSum
+from flatminima.training.tasks.matrix_sensing import MatrixSensing
 from flatminima.training.tasks.regression import Regression
 from flatminima.training.tasks.task import Saw, Task, evaluating
 
-TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Regression())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (Classification(), Regression(), MatrixSensing(), CosineSum())
+}
 
 
 def task_of(data: DataSet) -> Task:
@@ -13,4 +17,14 @@ def task_of(data: DataSet) -> Task:
     return TASKS[data.task]
 
 
-__all__ = ["TASKS", "Classification", "Regression", "Saw", "Task", "evaluating", "task_of"]
+__all__ = [
+    "TASKS",
+    "Classification",
+    "CosineSum",
+    "MatrixSensing",
+    "Regression",
+    "Saw",
+    "Task",
+    "evaluating",
+    "task_of",
+]
