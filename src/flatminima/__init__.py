@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from flatminima.perturb import (
         ASAM,
         BSAM,
+        GLAD,
         GSAM,
         MSAM,
         NSO,
@@ -91,7 +92,7 @@ if TYPE_CHECKING:
         register,
         schedules,
     )
-    from flatminima.reparam import DistanceConstraint, DistancePenalty
+    from flatminima.reparam import DistanceConstraint, DistancePenalty, LoRA
 
 __version__ = "0.1.0"
 
@@ -99,6 +100,7 @@ __all__ = [
     "ASAM",
     "BSAM",
     "ELR",
+    "GLAD",
     "GSAM",
     "MSAM",
     "NSO",
@@ -127,6 +129,7 @@ __all__ = [
     "LayerBound",
     "LinearSGD",
     "LiveTrace",
+    "LoRA",
     "LookSAM",
     "Mixup",
     "MonteCarloFisher",
@@ -205,7 +208,7 @@ _HOMES = {
         "top_eigenvalues",
         "worst_case_sharpness",
     },
-    "flatminima.reparam": {"DistanceConstraint", "DistancePenalty"},
+    "flatminima.reparam": {"DistanceConstraint", "DistancePenalty", "LoRA"},
     "flatminima.objectives": {
         "ELR",
         "PSKD",
