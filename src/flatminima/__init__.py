@@ -69,7 +69,7 @@ if TYPE_CHECKING:
         Supervised,
         TracePenalty,
     )
-    from flatminima.optim import VariationalAdam
+    from flatminima.optim import GNS, VariationalAdam
     from flatminima.perturb import (
         ASAM,
         BSAM,
@@ -101,6 +101,7 @@ __all__ = [
     "BSAM",
     "ELR",
     "GLAD",
+    "GNS",
     "GSAM",
     "MSAM",
     "NSO",
@@ -227,7 +228,7 @@ _HOMES = {
         "Supervised",
         "TracePenalty",
     },
-    "flatminima.optim": {"VariationalAdam"},
+    "flatminima.optim": {"GNS", "VariationalAdam"},
 }
 """Where a public name lives; in `flatminima.perturb` if it is not here."""
 
