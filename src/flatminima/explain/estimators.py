@@ -73,7 +73,8 @@ def linear_scores(estimator: Any) -> LinearScores:
     names = tuple(value.item() if isinstance(value, np.generic) else value for value in classes)
     if len(names) == 2 and len(weight) == 1:
         return LinearScores(np.concatenate([0 * weight, weight]), np.array([0.0, bias[0]]), names)
-    if len(weight) != len(names):
+    # Three classes have three pairs too, so that counting rows would not tell them.
+    if len(weight) != len(names) or hasattr(estimator, "kernel"):
         raise InputError(
             f"{name} has {len(weight)} boundaries for {len(names)} classes, one a pair: fit it on "
             "two classes, or take tilt_report with its rows"

@@ -87,14 +87,16 @@ def default_layers(model: nn.Module, inputs: Any) -> list[str]:
         for handle in handles:
             handle.remove()
     seen = {name: shape for name, shape in called.items() if name not in twice}
-    maps = {shape: name for name, (dims, shape) in seen.items() if dims == 4 and max(shape) > 1}
-    if maps:
-        return list(maps.values())[-MOST:]
     blocks = [name for name, (dims, _) in seen.items() if dims == 3 and _is_block(model, name)][:-1]
-    if not blocks:
-        return [INPUT]
-    step = max(1, -(-len(blocks) // MOST))
-    return blocks[::-1][::step][::-1]
+    if blocks:
+        step = -(-len(blocks) // MOST)
+        return blocks[::-1][::step][::-1]
+    maps: dict[tuple[int, ...], str] = {}
+    for name, (dims, shape) in seen.items():
+        if dims == 4 and max(shape) > 1:
+            maps.pop(shape, None)
+            maps[shape] = name
+    return list(maps.values())[-MOST:] or [INPUT]
 
 
 def _is_block(model: nn.Module, name: str) -> bool:
