@@ -18,6 +18,10 @@ from flatminima.explain.tilting_pairs import PairTilts, tilt_pairs
 from flatminima.objectives.supervised import inputs_and_targets, logits
 
 
+class NoHead(InputError):
+    """The network does not end in a linear layer."""
+
+
 @dataclass(frozen=True, eq=False)
 class Head:
     """A network's last linear layer, and what comes into it.
@@ -47,7 +51,8 @@ def read_head(model: nn.Module, batches: Iterable[Any], head: str | None = None)
 
     Raises:
         InputError: no batch; no such layer, with the nearest name that is; a layer that is not
-            linear, or takes no one vector a sample, or a model whose logits no linear layer gives.
+            linear, or takes no one vector a sample.
+        NoHead: no linear layer gives the logits (an `InputError`).
     """
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     if head is not None and head not in linear:
@@ -177,7 +182,7 @@ def _into(
             if output.shape == predicted.shape and torch.equal(output, predicted)
         ]
         if not last:
-            raise InputError(
+            raise NoHead(
                 "no linear layer gives the logits, so the model has no linear head: name a layer "
                 "with head="
             )

@@ -26,7 +26,8 @@ def overlay(image: Tensor | NDArray[Any], saliency: Tensor | NDArray[Any]) -> Pi
     Args:
         image: (c, h, w), or (1, h, w) and (h, w) in grey; of any range, which is stretched to that
             of a picture.
-        saliency: (1, h, w) or (h, w), in [0, 1].
+        saliency: (1, h, w) or (h, w), 0 and above; stretched until its largest value is 1, since a
+            product of several layers is small everywhere.
 
     Returns:
         Pixels (h, w, 3), 0 to 255.
@@ -42,7 +43,8 @@ def overlay(image: Tensor | NDArray[Any], saliency: Tensor | NDArray[Any]) -> Pi
         )
     low, high = float(grey.min()), float(grey.max())
     grey = (grey - low) / (high - low) if high > low else np.zeros_like(grey)
-    shown = shown.clip(0, 1)
+    most = float(shown.max())
+    shown = shown.clip(min=0) / most if most > 0 else 0 * shown
     at = np.linspace(0, 1, len(_COLOURS))
     colour = np.stack([np.interp(shown, at, channel) for channel in _COLOURS.T], axis=-1)
     part = STRENGTH * shown[..., None]
