@@ -132,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _print(one: Explanation) -> None:
     accuracy = "" if one.accuracy is None else f"test accuracy {one.accuracy:.4g}; "
-    print(f"{one.name}: {accuracy}{'no head' if one.tilts is None else f'head {one.tilts}'}")
+    print(f"{one.name}: {accuracy}{'no head' if one.tilts is None else f'layer {one.tilts}'}")
     if one.maps is not None:
         print(f"  maps of {', '.join(one.maps.layers)}: {one.maps.why}")
         for row in one.maps.rows:

@@ -86,7 +86,7 @@ def _chosen(seen: Mapping[str, Seen], count: int) -> tuple[list[str], str]:
         return [], "the runs have no test image in common (give runs of one seed)"
 
     def surely(key: str) -> float:
-        return sum(run.confidence[run.place[key]] for run in runs)
+        return min(run.confidence[run.place[key]] for run in runs)
 
     apart = [k for k in common if len({run.predicted[run.place[k]] for run in runs}) > 1]
     if apart:
