@@ -31,7 +31,7 @@ COLUMNS = (
     ("test_accuracy", "test accuracy (%)", 100.0),
     ("mean_degrees", "angle (degrees)", 1.0),
     ("median_strength", "strength", 1.0),
-    ("mean_distance", "adversarial distance (of the most there can be)", 1.0),
+    ("mean_distance", "distance (of nearest centroids)", 1.0),
 )
 
 
