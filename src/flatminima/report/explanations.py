@@ -21,15 +21,17 @@ from flatminima.report.blocks import (
 )
 from flatminima.report.mistakes import png
 from flatminima.report.reading import Run, Study, finite
-from flatminima.study.numbers import with_error
-from flatminima.study.statistics import mean_ci
+from flatminima.study.numbers import difference, with_error
+from flatminima.study.statistics import mean_ci, paired
 
 SHOWN = 8
 """Images whose maps are shown."""
 
+ANGLE = "mean_degrees"
+
 COLUMNS = (
     ("test_accuracy", "test accuracy (%)", 100.0),
-    ("mean_degrees", "angle (degrees)", 1.0),
+    (ANGLE, "angle (degrees)", 1.0),
     ("median_strength", "strength", 1.0),
     ("mean_distance", "distance (of nearest centroids)", 1.0),
 )
@@ -46,34 +48,54 @@ def explanations(study: Study) -> Section | None:
 
 def _tilting(study: Study) -> list[Block]:
     """How each method tilts its heads, beside its accuracy: means over runs."""
+    heads = {method: _heads(by_seed) for method, by_seed in study.runs.items()}
+    heads = {method: found for method, found in heads.items() if found}
+    if not heads:
+        return []
+    reference = study.reference if study.reference in heads else next(iter(heads))
     rows = []
-    for method, by_seed in study.runs.items():
-        told = [run.extras["explain"] for run in by_seed.values() if "explain" in run.extras]
-        heads = [{**one, **one["head"]} for one in told if isinstance(one.get("head"), Mapping)]
-        if not heads:
-            continue
-        cells = [Cell(method, method), Cell(str(len(heads)), float(len(heads)))]
+    for method, found in heads.items():
+        cells = [Cell(method, method), Cell(str(len(found)), float(len(found)))]
         for key, _, scale in COLUMNS:
-            values = [value for one in heads if (value := finite(one.get(key))) is not None]
+            values = _finite(found, key)
             if not values:
                 cells.append(Cell(with_error(None, None)))
                 continue
-            mean = mean_ci(values)
+            mean = mean_ci(values.values())
             cells.append(Cell(with_error(mean.mean, mean.interval, scale), mean.mean))
+        ours, theirs = _finite(found, ANGLE), _finite(heads[reference], ANGLE)
+        if method == reference or not ours.keys() & theirs.keys():
+            cells.append(Cell(with_error(None, None)))
+        else:
+            change = paired(ours, theirs)
+            cells.append(Cell(difference(change.difference, change.t_interval), change.difference))
         rows.append(cells)
-    if not rows:
-        return []
     notes = [
         "Of the last linear layer on its own features of the training set, for every two classes: "
         "the angle between the boundary's normal and the line between the two class means (mean "
         "over pairs), 1 / cos of it (median), and cos of it (mean over pairs), which is the mean "
         "distance of features from the boundary in parts of that from the nearest-centroid one. "
-        "Means over runs with 95 % t intervals.",
+        f"Means over runs with 95 % t intervals; the change from {reference} is paired by seed.",
         "Angles are about the features, not about pixels: networks whose heads are tilted alike "
         "may still be fooled by changes of their inputs of other sizes.",
     ]
-    headers = ["method", "runs", *(label for _, label, _ in COLUMNS)]
+    headers = ["method", "runs", *(label for _, label, _ in COLUMNS), "change of the angle"]
     return [Table("How heads are tilted", headers, rows, notes)]
+
+
+def _heads(by_seed: Mapping[int, Run]) -> dict[int, Mapping[str, Any]]:
+    """What was told of heads, by the seeds of their runs."""
+    told = {seed: run.extras["explain"] for seed, run in by_seed.items() if "explain" in run.extras}
+    return {
+        seed: {**one, **one["head"]}
+        for seed, one in told.items()
+        if isinstance(one.get("head"), Mapping)
+    }
+
+
+def _finite(found: Mapping[int, Mapping[str, Any]], key: str) -> dict[int, float]:
+    values = {seed: finite(one.get(key)) for seed, one in found.items()}
+    return {seed: value for seed, value in values.items() if value is not None}
 
 
 def _planes(study: Study, told: Sequence[tuple[Run, Mapping[str, Any]]]) -> list[Block]:
