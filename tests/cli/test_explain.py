@@ -12,7 +12,7 @@ from PIL import Image
 from flatminima.cli import main
 from flatminima.explain import NormGrad, tilt_head
 from flatminima.training.data.encode import encode
-from flatminima.training.evaluate import loader
+from flatminima.training.loader import loader
 from flatminima.training.measuring import open_target
 from flatminima.training.predictions import identity_of
 
@@ -161,6 +161,17 @@ def test_data_that_are_no_images_have_no_maps(capsys, tmp_path):
     assert code == 0
     assert "no maps: they are of images" in printed
     assert read(tmp_path / "run/explain.json")["head"]["pair_count"] == 1
+
+
+def test_a_run_that_predicts_no_classes_is_refused(capsys, tmp_path):
+    place = tmp_path / "run"
+    few = ["--epochs", "1", "--no-measure"]
+    data = ["--data", "matrix-sensing(d=6;rank=1;measurements=40)"]
+    code, _, errors = run(capsys, "finetune", *data, *few, "--out", place)
+    assert code == 0, errors
+    code, _, errors = run(capsys, "explain", place)
+    assert code == 2
+    assert "predicts no classes" in errors
 
 
 @pytest.mark.parametrize(

@@ -87,10 +87,10 @@ class PairTilts:
         return ax
 
     def __str__(self) -> str:
-        worst = self.most_tilted()[0]
+        worst, count = self.most_tilted()[0], len(self.pairs)
         return (
             f"{self.of}: tilted by {self.mean_degrees:.1f} degrees on the mean of "
-            f"{len(self.pairs)} pairs, most {worst[0]} and {worst[1]} "
+            f"{count} pair{'s' * (count != 1)}, most {worst[0]} and {worst[1]} "
             f"({self.pairs[worst].degrees:.1f}), strength {self.median_strength:.3g} (median), "
             f"accuracy {self.accuracy:.4g}"
         )

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from flatminima.explain import NormGrad, meta_saliency
+from flatminima.training.data.device import to_device
 from flatminima.training.data.encode import encode
-from flatminima.training.evaluate import evaluate, loader, to_device
 from flatminima.training.explained import ExplainSettings, Maps
+from flatminima.training.loader import loader
 from flatminima.training.measuring import Target
 from flatminima.training.predictions import example, identity_of
 from flatminima.training.threads import fitting_threads
@@ -34,7 +35,8 @@ class Seen:
         prepared = target.prepared
         found: list[Tensor] = []
         encoded = encode(prepared.data.test, prepared.data, prepared.built.encoding)
-        evaluate(prepared.built.model, loader(encoded, BATCH), device, found.append)
+        batches = loader(encoded, BATCH)
+        prepared.task.score(prepared.built.model, batches, device, found.append)
         confidence, predicted = torch.softmax(torch.cat(found).double(), dim=1).max(dim=1)
         self.predicted: list[int] = predicted.tolist()
         self.confidence: list[float] = confidence.tolist()

@@ -16,10 +16,11 @@ from flatminima.explain import PairTilts, TiltingPlane, read_head, tilt_pairs, t
 from flatminima.explain.heads import Head, NoHead
 from flatminima.files import read_json
 from flatminima.progress import Progress, silent
+from flatminima.training.data.device import to_device
 from flatminima.training.data.encode import encode
 from flatminima.training.disagreement import BATCH, Seen, compare
-from flatminima.training.evaluate import loader, to_device
 from flatminima.training.explained import ExplainSettings, Explanation
+from flatminima.training.loader import loader
 from flatminima.training.measuring import Target, open_target
 from flatminima.training.processes import own_device
 from flatminima.training.threads import fitting_threads
@@ -49,7 +50,8 @@ def explain_targets(
         say: Told what a user should read.
 
     Raises:
-        InputError: targets that are none of these or on different data; an unknown method or layer.
+        InputError: targets that are none of these, predict no classes or are on different data; an
+            unknown method or layer.
     """
     names, compared = _expand(targets)
     device = own_device()
@@ -60,6 +62,8 @@ def explain_targets(
         progress("explaining", done, len(names))
         target = open_target(name, said, progress=progress, say=say)
         data = target.prepared.data
+        if not data.classes:
+            raise InputError(f"{name} predicts no classes, and explanations are of classifiers")
         if known is not None and known != (data.kind, data.classes):
             raise InputError(f"runs on different data are not compared: {name} is on {data.name}")
         known = data.kind, data.classes
