@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from flatminima.cli import main
-from flatminima.explain import NormGrad, tilt_head
+from flatminima.explain import NormGrad, read_head, tilt_head
 from flatminima.training.data.encode import encode
 from flatminima.training.loader import loader
 from flatminima.training.measuring import open_target
@@ -161,6 +162,20 @@ def test_data_that_are_no_images_have_no_maps(capsys, tmp_path):
     assert code == 0
     assert "no maps: they are of images" in printed
     assert read(tmp_path / "run/explain.json")["head"]["pair_count"] == 1
+
+
+def test_a_head_that_has_no_tilt_is_no_reason_to_stop(runs, capsys, monkeypatch):
+    import flatminima.training.explaining as explaining
+
+    def collapsed(*arguments, **options):
+        head = read_head(*arguments, **options)
+        return replace(head, features=0 * head.features)
+
+    monkeypatch.setattr(explaining, "read_head", collapsed)
+    code, printed, _ = run(capsys, "explain", runs / "mlp", "--images", "1")
+    assert code == 0
+    assert "the tilt of 5 cannot be measured: the means of the two classes are equal" in printed
+    assert read(runs / "mlp/explain.json")["head"] is None
 
 
 def test_a_run_that_predicts_no_classes_is_refused(capsys, tmp_path):

@@ -146,6 +146,7 @@ def _print(one: Explanation) -> None:
 
 def _draw_maps(found: list[Explanation], path: Path) -> None:
     from flatminima.explain import saliency_plot
+    from flatminima.explain.maps import resize
 
     shown = [one for one in found if one.maps is not None]
     if not shown:
@@ -154,9 +155,15 @@ def _draw_maps(found: list[Explanation], path: Path) -> None:
     first = shown[0].maps
     assert first is not None
     labels = [str(row["label"]) for row in first.rows]
-    maps = {Path(one.name).name: one.maps.maps for one in shown if one.maps is not None}
-    if len(maps) < len(shown):
-        maps = {one.name: one.maps.maps for one in shown if one.maps is not None}
+    names = [Path(one.name).name for one in shown]
+    if len(set(names)) < len(names):
+        names = [one.name for one in shown]
+    height, width = first.images.shape[2:]
+    maps = {
+        name: resize(one.maps.maps, (height, width))
+        for name, one in zip(names, shown, strict=True)
+        if one.maps is not None
+    }
     saliency_plot(first.images, maps, labels).savefig(path, dpi=150)
     print(f"drawn in {path}")
 

@@ -133,8 +133,12 @@ def _measure(
         notes = (str(error),)
     else:
         labels = np.array(classes, dtype=object)[head.targets]
-        tilts = tilt_pairs(head.weight, head.bias, head.features, labels, classes, of=head.name)
-        plane = _most_tilted(head, labels, classes, tilts)
+        try:
+            tilts = tilt_pairs(head.weight, head.bias, head.features, labels, classes, of=head.name)
+            plane = _most_tilted(head, labels, classes, tilts)
+        # A run that diverged or collapsed is no reason to keep the others from being told.
+        except InputError as error:
+            notes = (f"the tilt of {head.name} cannot be measured: {error}",)
     return Explanation(
         name=name,
         tilts=tilts,
