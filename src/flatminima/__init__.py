@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from flatminima.perturb import (
         ASAM,
         BSAM,
+        GLAD,
         GSAM,
         MSAM,
         NSO,
@@ -97,13 +98,14 @@ if TYPE_CHECKING:
         register,
         schedules,
     )
-    from flatminima.reparam import DistanceConstraint, DistancePenalty
+    from flatminima.reparam import DistanceConstraint, DistancePenalty, LoRA
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ASAM",
     "BSAM",
+    "GLAD",
     "GSAM",
     "MSAM",
     "NSO",
@@ -129,6 +131,7 @@ __all__ = [
     "LayerBound",
     "LinearSGD",
     "LiveTrace",
+    "LoRA",
     "LookSAM",
     "Mixup",
     "MonteCarloFisher",
@@ -226,7 +229,7 @@ _HOMES = {
         "top_eigenvalues",
         "worst_case_sharpness",
     },
-    "flatminima.reparam": {"DistanceConstraint", "DistancePenalty"},
+    "flatminima.reparam": {"DistanceConstraint", "DistancePenalty", "LoRA"},
     "flatminima.objectives": {
         "AbsoluteError",
         "BackwardCorrection",
