@@ -17,6 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flatminima.errors import InputError
+    from flatminima.explain import (
+        NormGrad,
+        TiltReport,
+        class_sensitivity,
+        meta_saliency,
+        norm_grad,
+        tilt_estimator,
+        tilt_head,
+        tilt_path,
+        tilt_report,
+    )
     from flatminima.measure import (
         CurvatureReport,
         EmpiricalFisher,
@@ -135,6 +146,7 @@ __all__ = [
     "Mixup",
     "MonteCarloFisher",
     "NoiseStability",
+    "NormGrad",
     "PSKDLoss",
     "PacBayesBound",
     "Pass",
@@ -148,18 +160,22 @@ __all__ = [
     "StabilityReport",
     "StartSigma",
     "Supervised",
+    "TiltReport",
     "TracePenalty",
     "Turn",
     "VariationalAdam",
     "average_sharpness",
     "cards",
+    "class_sensitivity",
     "curvature",
     "dynamical_stability",
     "hessian_diagonal",
     "hessian_trace",
     "layer_bound",
     "make",
+    "meta_saliency",
     "noise_stability",
+    "norm_grad",
     "pac_bayes_bound",
     "perturbation_gap",
     "register",
@@ -169,12 +185,27 @@ __all__ = [
     "spectral_density",
     "squared_frobenius_norm",
     "start_sigma",
+    "tilt_estimator",
+    "tilt_head",
+    "tilt_path",
+    "tilt_report",
     "top_eigenvalues",
     "worst_case_sharpness",
 ]
 
 _HOMES = {
     "flatminima.errors": {"InputError"},
+    "flatminima.explain": {
+        "NormGrad",
+        "TiltReport",
+        "class_sensitivity",
+        "meta_saliency",
+        "norm_grad",
+        "tilt_estimator",
+        "tilt_head",
+        "tilt_path",
+        "tilt_report",
+    },
     "flatminima.measure": {
         "CurvatureReport",
         "EmpiricalFisher",
