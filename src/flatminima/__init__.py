@@ -84,6 +84,13 @@ if TYPE_CHECKING:
         schedules,
     )
     from flatminima.reparam import DistanceConstraint, DistancePenalty
+    from flatminima.tuning import (
+        MAID,
+        BilevelResult,
+        Regularity,
+        inexact_hypergradient,
+        minimize_bilevel,
+    )
 
 __version__ = "0.1.0"
 
@@ -91,12 +98,14 @@ __all__ = [
     "ASAM",
     "BSAM",
     "GSAM",
+    "MAID",
     "MSAM",
     "NSO",
     "RSAM",
     "SAM",
     "USAM",
     "BackwardCorrection",
+    "BilevelResult",
     "Card",
     "CrossEntropy",
     "CurvatureReport",
@@ -122,6 +131,7 @@ __all__ = [
     "Pass",
     "Perturbed",
     "Plain",
+    "Regularity",
     "Sharpness",
     "SpectralCriteria",
     "SpectralDensity",
@@ -137,8 +147,10 @@ __all__ = [
     "dynamical_stability",
     "hessian_diagonal",
     "hessian_trace",
+    "inexact_hypergradient",
     "layer_bound",
     "make",
+    "minimize_bilevel",
     "noise_stability",
     "pac_bayes_bound",
     "perturbation_gap",
@@ -201,6 +213,13 @@ _HOMES = {
         "TracePenalty",
     },
     "flatminima.optim": {"VariationalAdam"},
+    "flatminima.tuning": {
+        "MAID",
+        "BilevelResult",
+        "Regularity",
+        "inexact_hypergradient",
+        "minimize_bilevel",
+    },
 }
 """Where a public name lives; in `flatminima.perturb` if it is not here."""
 
