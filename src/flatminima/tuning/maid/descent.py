@@ -84,7 +84,7 @@ class MAID:
                 "where lower is defined"
             )
         check_modulus(first, self.regularity(self.x, self.theta).strong)
-        self._checked = False
+        check_reach(self._problem, self.x, self.theta)
 
     @property
     def certified(self) -> bool:
@@ -125,9 +125,6 @@ class MAID:
         point = solve_lower(
             self._problem, self.x, self.theta, self.accuracy, strong=strong, most=s.inner
         )
-        if not self._checked and point.size < float("inf"):
-            check_reach(self._problem, point)
-            self._checked = True
         found = hypergradient_at(
             self._problem,
             point,
@@ -254,7 +251,6 @@ class MAID:
             "history": [asdict(step) for step in self.history],
             "start": self.start,
             "stopped": self.stopped,
-            "checked": self._checked,
             "products": self._problem.products,
             "regularity": self._beside(),
         }
@@ -278,7 +274,7 @@ class MAID:
         self.accuracy, self.residual = state["accuracy"], state["residual"]
         self.step_size, self.start = state["step_size"], state["start"]
         self.history = [Step(**step) for step in state["history"]]
-        self.stopped, self._checked = state["stopped"], state["checked"]
+        self.stopped = state["stopped"]
         self._problem.products = state["products"]
         self._load_beside(state["regularity"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from flatminima.errors import InputError
 from flatminima.tuning.maid.conjugate import check_curvature
@@ -32,7 +33,7 @@ def check_modulus(point: LowerPoint, strong: float, steps: int = 30) -> None:
     check_curvature(smallest_eigenvalue(point, steps), strong, rounding)
 
 
-def check_reach(problem: Bilevel, point: LowerPoint) -> None:
+def check_reach(problem: Bilevel, x: Tensor, theta: Tensor) -> None:
     """Refuse knobs that change the lower problem without having a derivative.
 
     A knob with a derivative of exactly 0 is moved by 1; if the lower gradient then changes, the
@@ -40,24 +41,30 @@ def check_reach(problem: Bilevel, point: LowerPoint) -> None:
 
     Args:
         problem: The problem.
-        point: The lower problem near its solution.
+        x: Where to look; it is done beside it.
+        theta: The knobs.
 
     Raises:
         InputError: such a knob; or no knob that reaches any level.
     """
     generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(point.x.shape, generator=generator, dtype=point.x.dtype).to(point.x.device)
-    reach = point.cross(probe).flatten().abs()
-    direct = problem.upper_at(point.x, point.theta).direct
+    drawn = torch.randn(2, *x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    # Beside x, since at x = 0, where many start, no ridge can be felt.
+    at = x + 0.1 * (1 + norm(x)) / norm(drawn[0]) * drawn[0]
+    point = problem.at(at, theta)
+    if not point.size < float("inf"):
+        return
+    reach = point.cross(drawn[1]).flatten().abs()
+    direct = problem.upper_at(at, theta).direct
     if direct is not None:
         reach = reach + direct.flatten().abs()
     if (reach > 0).all():
         return
     for i in (reach == 0).nonzero().flatten().tolist()[:MOST_CHECKED]:
         for by in (1.0, -1.0):
-            theta = point.theta.clone().flatten()
-            theta[i] += by
-            moved = problem.at(point.x, theta.view_as(point.theta))
+            changed = theta.clone().flatten()
+            changed[i] += by
+            moved = problem.at(at, changed.view_as(theta))
             change = norm(moved.gradient - point.gradient)
             if 0 < change < float("inf"):
                 raise InputError(
