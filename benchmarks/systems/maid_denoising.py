@@ -14,7 +14,7 @@ from flatminima.tuning.maid.lower import solve_lower
 from flatminima.tuning.maid.problem import Bilevel
 
 NOISE, GAMMA, SIDE = 0.1, 0.02, 48
-STEPS, PRODUCTS = 60, 4000
+STEPS, PRODUCTS = 40, 3000
 TRAIN, TEST, SHOWN = ("china", 130, 250), ("flower", 150, 250), ("china", 110, 230)
 
 
@@ -111,11 +111,11 @@ def learn(number: int, filters, one: bool, start: float) -> tuple[torch.Tensor, 
         problem.noisy,
         theta,
         regularity=problem.regularity,
-        settings=Settings(step_size=0.01),
+        settings=Settings(step_size=1.0, tolerance=1e-3),
     )
     while maid.stopped is None and len(maid.history) < STEPS and maid.products < PRODUCTS:
         maid.step()
-    found = maid.result()
+    found = maid.result("products" if maid.products >= PRODUCTS else "steps")
     other = crop(TEST, SIDE)
     fresh = Denoising(other, noisy(other, number + 1000), filters, one)
     return found.theta, {
