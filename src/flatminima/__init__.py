@@ -90,6 +90,7 @@ if TYPE_CHECKING:
         Regularity,
         inexact_hypergradient,
         minimize_bilevel,
+        tune_penalties,
     )
 
 __version__ = "0.1.0"
@@ -162,6 +163,7 @@ __all__ = [
     "squared_frobenius_norm",
     "start_sigma",
     "top_eigenvalues",
+    "tune_penalties",
     "worst_case_sharpness",
 ]
 
@@ -219,6 +221,7 @@ _HOMES = {
         "Regularity",
         "inexact_hypergradient",
         "minimize_bilevel",
+        "tune_penalties",
     },
 }
 """Where a public name lives; in `flatminima.perturb` if it is not here."""

@@ -7,8 +7,10 @@ from flatminima.tuning.maid import (
     Estimated,
     Hypergradient,
     Regularity,
+    TunedPenalties,
     inexact_hypergradient,
     minimize_bilevel,
+    tune_penalties,
 )
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "Estimated",
     "Hypergradient",
     "Regularity",
+    "TunedPenalties",
     "inexact_hypergradient",
     "minimize_bilevel",
+    "tune_penalties",
 ]
