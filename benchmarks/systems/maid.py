@@ -11,7 +11,7 @@ from flatminima.study import mean_ci, paired
 
 SEEDS = range(10)
 NAMES = {
-    "tv_grid": "total variation, one weight from a grid of 17",
+    "tv_grid": "total variation, one weight from a grid of 13",
     "tv": "total variation, one weight by MAID",
     "experts_grid": "8 cosine filters, one weight for all from the grid",
     "experts": "8 cosine filters, a weight each by MAID",
@@ -148,7 +148,7 @@ def _digits(found: dict) -> str:
     lines = [
         "### Multinomial logistic regression on 200 digits",
         "",
-        "| | one ridge, best of 19 on the validation loss | a ridge for each pixel by MAID, from "
+        "| | one ridge, best of 10 on the validation loss | a ridge for each pixel by MAID, from "
         "there | difference |",
         "|---|---|---|---|",
     ]

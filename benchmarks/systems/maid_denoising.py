@@ -14,7 +14,7 @@ from flatminima.tuning.maid.lower import solve_lower
 from flatminima.tuning.maid.problem import Bilevel
 
 NOISE, GAMMA, SIDE = 0.1, 0.02, 48
-STEPS, PRODUCTS = 40, 3000
+STEPS, PRODUCTS = 30, 2000
 TRAIN, TEST, SHOWN = ("china", 130, 250), ("flower", 150, 250), ("china", 110, 230)
 
 
@@ -137,7 +137,7 @@ def best_single(number: int, filters) -> dict:
     """One weight for all filters, the best of a grid on the training crop."""
     clean, other = crop(TRAIN, SIDE), crop(TEST, SIDE)
     problem = Denoising(clean, noisy(clean, number), filters, True)
-    grid = torch.linspace(-5, -1, 17, dtype=torch.float64)[:, None]
+    grid = torch.linspace(-5, -2, 13, dtype=torch.float64)[:, None]
     best = min(grid, key=lambda theta: problem.upper(denoised(problem, theta), theta).item())
     fresh = Denoising(other, noisy(other, number + 1000), filters, True)
     train = denoised(problem, best)

@@ -11,7 +11,7 @@ from flatminima.tuning.maid.lower import solve_lower
 from flatminima.tuning.maid.problem import Bilevel
 from flatminima.tuning.maid.softmax import SoftmaxRegression
 
-TRAIN, VALID, STEPS, PRODUCTS = 200, 200, 60, 4000
+TRAIN, VALID, STEPS, PRODUCTS = 200, 200, 60, 3000
 
 
 def data(number: int):
@@ -45,7 +45,7 @@ def seed(number: int) -> dict:
     columns = torch.arange(65).expand(10, 65)
     each = SoftmaxRegression(train, valid, groups=columns)
     one = SoftmaxRegression(train, valid, groups=torch.zeros_like(columns))
-    grid = torch.linspace(-11, -2, 19, dtype=torch.float64)[:, None]
+    grid = torch.linspace(-11, -2, 10, dtype=torch.float64)[:, None]
     tried = [(solved(one, theta), theta) for theta in grid]
     x, theta = min(tried, key=lambda pair: one.upper(*pair).item())
     start = theta.expand(65).clone()

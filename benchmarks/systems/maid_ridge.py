@@ -12,7 +12,7 @@ from flatminima.tuning.maid.lower import solve_lower
 from flatminima.tuning.maid.problem import Bilevel
 
 FEATURES, PRODUCTS = 50, 20_000
-FULL, BESIDE = 4, 2
+FULL, BESIDE = 4, 1
 STARTS = [(accuracy, length) for accuracy in (1e-1, 1e-3, 1e-5) for length in (0.1, 10.0)]
 FIXED = [(accuracy, length) for accuracy in (1e-1, 1e-3, 1e-5) for length in (0.1, 10.0, 1000.0)]
 ROUNDING = 1e-12
