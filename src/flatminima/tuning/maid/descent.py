@@ -11,7 +11,7 @@ from torch import Tensor
 from flatminima.errors import InputError
 from flatminima.tuning.maid.estimate import Estimated
 from flatminima.tuning.maid.hypergradient import Hypergradient, hypergradient_at
-from flatminima.tuning.maid.knobs import check_modulus, check_reach
+from flatminima.tuning.maid.knobs import check_start
 from flatminima.tuning.maid.lower import solve_lower
 from flatminima.tuning.maid.problem import Bilevel, Level, LowerPoint, check_points, norm
 from flatminima.tuning.maid.regularity import Regularity, RegularityOf
@@ -77,14 +77,7 @@ class MAID:
         self._adjoint: Tensor | None = None
         floor = self.settings.floor
         self._floor = 1e4 * torch.finfo(x.dtype).eps if floor is None else floor
-        first = self._problem.at(self.x, self.theta)
-        if not first.size < float("inf"):
-            raise InputError(
-                "the lower problem or its gradient is not finite at the start: start x and theta "
-                "where lower is defined"
-            )
-        check_modulus(first, self.regularity(self.x, self.theta).strong)
-        check_reach(self._problem, self.x, self.theta)
+        check_start(self._problem, self.x, self.theta, self.regularity(self.x, self.theta).strong)
 
     @property
     def certified(self) -> bool:
@@ -184,6 +177,8 @@ class MAID:
         )
         if not point.size < float("inf"):
             return None
+        if not isinstance(self.regularity, Estimated):
+            constants = self.regularity(point.x, theta)
         above = self._problem.upper_at(point.x, theta)
         error = point.size / constants.strong
         _, high = constants.bracket(above.value, norm(above.gradient), error)

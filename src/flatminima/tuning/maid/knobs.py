@@ -14,6 +14,29 @@ MOST_CHECKED = 64
 """Knobs without a derivative that are looked at one by one."""
 
 
+def check_start(problem: Bilevel, x: Tensor, theta: Tensor, strong: float) -> None:
+    """Refuse a start from which nothing could be certified.
+
+    Args:
+        problem: The problem.
+        x: Where the lower solve starts.
+        theta: The knobs.
+        strong: The modulus of strong convexity.
+
+    Raises:
+        InputError: a lower problem that is not finite, or less convex than said; a knob without a
+            derivative.
+    """
+    first = problem.at(x, theta)
+    if not first.size < float("inf"):
+        raise InputError(
+            "the lower problem or its gradient is not finite at the start: start x and theta where "
+            "lower is defined"
+        )
+    check_modulus(first, strong)
+    check_reach(problem, x, theta)
+
+
 def check_modulus(point: LowerPoint, strong: float, steps: int = 30) -> None:
     """Refuse a modulus of strong convexity above a Ritz value of the lower problem's Hessian.
 
