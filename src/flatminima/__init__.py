@@ -64,10 +64,11 @@ if TYPE_CHECKING:
         Supervised,
         TracePenalty,
     )
-    from flatminima.optim import VariationalAdam
+    from flatminima.optim import GNS, VariationalAdam
     from flatminima.perturb import (
         ASAM,
         BSAM,
+        GLAD,
         GSAM,
         MSAM,
         NSO,
@@ -86,7 +87,7 @@ if TYPE_CHECKING:
         register,
         schedules,
     )
-    from flatminima.reparam import DistanceConstraint, DistancePenalty
+    from flatminima.reparam import DistanceConstraint, DistancePenalty, LoRA
     from flatminima.tuning import (
         MAID,
         BilevelResult,
@@ -101,6 +102,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ASAM",
     "BSAM",
+    "GLAD",
+    "GNS",
     "GSAM",
     "MAID",
     "MSAM",
@@ -128,6 +131,7 @@ __all__ = [
     "LayerBound",
     "LinearSGD",
     "LiveTrace",
+    "LoRA",
     "LookSAM",
     "Mixup",
     "MonteCarloFisher",
@@ -209,7 +213,7 @@ _HOMES = {
         "top_eigenvalues",
         "worst_case_sharpness",
     },
-    "flatminima.reparam": {"DistanceConstraint", "DistancePenalty"},
+    "flatminima.reparam": {"DistanceConstraint", "DistancePenalty", "LoRA"},
     "flatminima.objectives": {
         "AbsoluteError",
         "BackwardCorrection",
@@ -223,7 +227,7 @@ _HOMES = {
         "Supervised",
         "TracePenalty",
     },
-    "flatminima.optim": {"VariationalAdam"},
+    "flatminima.optim": {"GNS", "VariationalAdam"},
     "flatminima.tuning": {
         "MAID",
         "BilevelResult",
