@@ -55,6 +55,7 @@ MAY_KNOW = {
     },
     "__main__": {"cli"},
     "flatminima": {"errors", "explain", *CORE},
+    "flatminima": {"errors", "tuning", *CORE},
 }
 """Each room of the house and the rooms it may import."""
 

@@ -104,6 +104,14 @@ if TYPE_CHECKING:
         schedules,
     )
     from flatminima.reparam import DistanceConstraint, DistancePenalty, LoRA
+    from flatminima.tuning import (
+        MAID,
+        BilevelResult,
+        Regularity,
+        inexact_hypergradient,
+        minimize_bilevel,
+        tune_penalties,
+    )
 
 __version__ = "0.1.0"
 
@@ -114,6 +122,7 @@ __all__ = [
     "GLAD",
     "GNS",
     "GSAM",
+    "MAID",
     "MSAM",
     "NSO",
     "PSKD",
@@ -122,6 +131,7 @@ __all__ = [
     "USAM",
     "AbsoluteError",
     "BackwardCorrection",
+    "BilevelResult",
     "Card",
     "CrossEntropy",
     "CurvatureReport",
@@ -152,6 +162,7 @@ __all__ = [
     "Pass",
     "Perturbed",
     "Plain",
+    "Regularity",
     "Remembering",
     "Sharpness",
     "SpectralCriteria",
@@ -171,9 +182,11 @@ __all__ = [
     "dynamical_stability",
     "hessian_diagonal",
     "hessian_trace",
+    "inexact_hypergradient",
     "layer_bound",
     "make",
     "meta_saliency",
+    "minimize_bilevel",
     "noise_stability",
     "norm_grad",
     "pac_bayes_bound",
@@ -190,6 +203,7 @@ __all__ = [
     "tilt_path",
     "tilt_report",
     "top_eigenvalues",
+    "tune_penalties",
     "worst_case_sharpness",
 ]
 
@@ -260,6 +274,14 @@ _HOMES = {
         "TracePenalty",
     },
     "flatminima.optim": {"GNS", "VariationalAdam"},
+    "flatminima.tuning": {
+        "MAID",
+        "BilevelResult",
+        "Regularity",
+        "inexact_hypergradient",
+        "minimize_bilevel",
+        "tune_penalties",
+    },
 }
 """Where a public name lives; in `flatminima.perturb` if it is not here."""
 
