@@ -5,6 +5,7 @@ from flatminima.objectives.cross_entropy import CrossEntropy, LabelSmoothing
 from flatminima.objectives.elr import ELR, ELRLoss
 from flatminima.objectives.elr_plus import ELRPlus
 from flatminima.objectives.given import Loss, OwnLoss, as_objective
+from flatminima.objectives.language_model import LanguageModel
 from flatminima.objectives.mixing import CutMix, Mixup
 from flatminima.objectives.penalties import GradientNorm, TracePenalty
 from flatminima.objectives.ps_kd import PSKD, PSKDLoss
@@ -25,6 +26,7 @@ __all__ = [
     "ELRPlus",
     "GradientNorm",
     "LabelSmoothing",
+    "LanguageModel",
     "LinearLoss",
     "Loss",
     "Mixup",

@@ -12,6 +12,7 @@ import numpy as np
 from flatminima.errors import InputError, unknown
 from flatminima.progress import Progress, silent
 from flatminima.training.data import (
+    arithmetic,
     cosines,
     digits,
     folder,
@@ -31,6 +32,7 @@ from flatminima.training.data.vectors import standardize
 Source: TypeAlias = Callable[[DataSpec, int, Progress], Raw]
 
 SOURCES: dict[str, Source] = {
+    "arithmetic": arithmetic.load,
     "cosines": cosines.load,
     "digits": digits.load,
     "glyphs": glyphs.load,
@@ -62,6 +64,8 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
     # A wrong seed should not wait for the data to be read.
     stream(seed, "check")
     raw = find_source(spec.data)(spec, seed, progress or silent)
+    if spec.task not in (None, raw.task):
+        raise InputError(f"--task is {spec.task}, and {raw.name} is a task of {raw.task}")
     check_augmentation(spec.augment, raw)
     splits, origins = _divide(raw, spec, seed)
     train, validation, test = splits["train"], splits["validation"], splits["test"]
@@ -216,7 +220,8 @@ def _told(examples: Examples, raw: Raw) -> dict[str, Any]:
     if raw.classes:
         return {"per_class": _per_class(examples.targets, raw.classes)}
     values = examples.targets
-    if not len(values):
+    # Whole numbers that are no classes are placeholders: what is to be predicted is in the inputs.
+    if not len(values) or values.dtype.kind == "i":
         return {}
     summary = {"min": values.min(), "median": np.median(values), "max": values.max()}
     return {"targets": {name: float(value) for name, value in summary.items()}}

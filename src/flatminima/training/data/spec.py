@@ -13,6 +13,7 @@ from flatminima.errors import InputError, unknown
 
 OnBadFile = Literal["stop", "skip"]
 Augment = Literal["none", "standard"]
+AsTask = Literal["classification", "rationales"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class DataSpec:
             sub-folder per class; a .csv, .tsv, .jsonl or .parquet file; a folder with train.csv,
             test.csv, ...; a copy written by `datasets.save_to_disk`), or a Hugging Face id,
             `owner/name` or `owner/name:configuration`.
+        task: What a table is of: a class for each input, or questions with rationales and answers.
+            None: what a built-in data set is for, else classification.
         text_column: The column with the text; two columns, `first,second`, make pairs of texts.
         label_column: The column with the label.
         image_column: The column with the path of the image, relative to the table.
@@ -48,6 +51,13 @@ class DataSpec:
         metadata={
             "help": "digits, glyphs or pydocs (built in), path of a file or folder, or Hugging "
             "Face id (owner/name)"
+        },
+    )
+    task: AsTask | None = field(
+        default=None,
+        metadata={
+            "help": "what a table is of: classification, or rationales (columns question, "
+            "rationale, answer) (default: classification, or what a built-in data set is for)"
         },
     )
     text_column: str | None = field(
@@ -117,6 +127,8 @@ class DataSpec:
         for name, known in (("on_bad_file", OnBadFile), ("augment", Augment)):
             if getattr(self, name) not in get_args(known):
                 raise unknown(f"value of {_flag(name)}", getattr(self, name), get_args(known))
+        if self.task is not None and self.task not in get_args(AsTask):
+            raise unknown("value of --task", self.task, get_args(AsTask))
 
 
 def _flag(name: str) -> str:
