@@ -2,7 +2,7 @@
 
 Plain training, its learning rate falling to 0 by a cosine: classifiers by SGD with momentum 0.9 and
 rate 0.1 in batches of 32 for 40 epochs, language models by AdamW with rate 0.002 in batches of 64
-for 20. It gives the network that the comparisons then fine-tune. The weights depend on nothing but
+for 8. It gives the network that the comparisons then fine-tune. The weights depend on nothing but
 the network, the source examples and the seed, so they are kept under a hash of the three.
 """
 
@@ -27,6 +27,7 @@ from flatminima.training.data.examples import DataSet
 from flatminima.training.loader import loader
 from flatminima.training.tasks import Task
 
+
 @dataclass(frozen=True)
 class Plan:
     """How a kind of network is pretrained."""
@@ -44,7 +45,7 @@ class Plan:
 
 
 CLASSIFIER = Plan("sgd", 0.1, 32, 40)
-PLANS = {"rationales": Plan("adamw", 2e-3, 64, 20)}
+PLANS = {"rationales": Plan("adamw", 2e-3, 64, 8)}
 """By task, where it is not the classifiers' plan."""
 
 

@@ -10,6 +10,7 @@ PHRASE = "The answer is"
 
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
 _OPTION = re.compile(r"\b[a-z]\b")
+_IN_BRACKETS = re.compile(r"\([a-z]\)")
 _YES_NO = re.compile(r"\b(?:yes|no)\b")
 
 
@@ -39,7 +40,7 @@ def parse(generated: str, wanted: str) -> str | None:
 
     It is what follows the last "The answer is" on its line, in the form of the wanted answer: the
     first number where that is a number, the first "yes" or "no" where it is one of them, the first
-    letter on its own where it is a letter (options, "(B)"), else everything up to a full stop.
+    letter in brackets, or on its own, where it is a letter (options), else all up to a full stop.
     """
     place = generated.lower().rfind(PHRASE.lower())
     lines = generated[place + len(PHRASE) :].strip().splitlines() if place >= 0 else []
@@ -49,6 +50,7 @@ def parse(generated: str, wanted: str) -> str | None:
     for is_form, pattern in (
         (_as_number(form) is not None, _NUMBER),
         (form in ("yes", "no"), _YES_NO),
+        (len(form) == 1 and _IN_BRACKETS.search(text) is not None, _IN_BRACKETS),
         (len(form) == 1, _OPTION),
     ):
         if is_form:

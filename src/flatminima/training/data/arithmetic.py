@@ -14,30 +14,30 @@ from flatminima.training.data.rationales import examples_of
 from flatminima.training.data.spec import DataSpec
 from flatminima.training.data.streams import stream
 
-MODULUS = 7
+MODULUS = 5
 SETTING: dict[str, int | bool] = {
-    "steps": 5,
+    "steps": 4,
     "train": 200,
     "validation": 100,
-    "test": 200,
-    "source": 4000,
+    "test": 500,
+    "source": 1000,
     "rationales": True,
 }
 Triple = tuple[str, str, str]
 
 
 def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
-    """Problems such as `3+5*2-4`, worked from left to right modulo 7.
+    """Problems such as `3+4*2+1`, worked from left to right modulo 5.
 
-    The rationale of `3+5*2-4` is `3+5=1 1*2=2 2-4=5` and its answer 5. A problem starts with a
-    digit from 0 to 6; each step adds, subtracts (0 to 6) or multiplies by one (1 to 6), each as
-    often. Every step is one-to-one, so the answer is uniform whatever is known of the other steps,
-    and a guess is right once in 7. Problems of all parts differ.
+    The rationale of `3+4*2+1` is `3+4=2 2*2=4 4+1=0` and its answer 0. A problem starts with a
+    digit from 0 to 4; each step adds one, or multiplies by one from 1 to 4, as often. Every step is
+    one-to-one, so the answer is uniform whatever all steps but the start are, and a guess is right
+    once in 5. No problem is in two parts.
 
     `source` has problems of 1 to `steps` steps, as many of each, with their answers and no
     rationales: a model pretrained on it knows the form, and the results of single steps.
 
-    Written `arithmetic(steps=5;train=200;validation=100;test=200;source=4000;rationales=true)`;
+    Written `arithmetic(steps=4;train=200;validation=100;test=500;source=1000;rationales=true)`;
     these are the defaults. Without rationales the same problems have their answers alone.
 
     Raises:
@@ -75,9 +75,9 @@ def problem(numbers: np.random.Generator, steps: int) -> Triple:
     value = int(numbers.integers(MODULUS))
     question, worked = str(value), []
     for _ in range(steps):
-        sign = "+-*"[int(numbers.integers(3))]
+        sign = "+*"[int(numbers.integers(2))]
         operand = int(numbers.integers(1 if sign == "*" else 0, MODULUS))
-        result = {"+": value + operand, "-": value - operand, "*": value * operand}[sign] % MODULUS
+        result = (value + operand if sign == "+" else value * operand) % MODULUS
         question += f"{sign}{operand}"
         worked.append(f"{value}{sign}{operand}={result}")
         value = result
@@ -115,7 +115,7 @@ def _setting(asked: str) -> dict[str, Any]:
             raise InputError(f"arithmetic's {name} is {value!r}: give a positive whole number")
     setting = {**SETTING, **given}
     wanted = sum(int(setting[part]) for part in ("train", "validation", "test"))
-    there_are = MODULUS * (3 * MODULUS - 1) ** int(setting["steps"])
+    there_are = MODULUS * (2 * MODULUS - 1) ** int(setting["steps"])
     if 2 * wanted > there_are:
         raise InputError(
             f"there are {there_are} problems of {setting['steps']} steps, and half of them at most "

@@ -101,9 +101,7 @@ class _Rationales:
 
     def _check(self, longest: int) -> None:
         pairs = list(zip(self.prompts, self.completions, strict=True))
-        lengths = [
-            len(p) + len(c) if self.start is None else max(len(p), len(c)) for p, c in pairs
-        ]
+        lengths = [len(p) + len(c) if self.start is None else max(len(p), len(c)) for p, c in pairs]
         over = sum(length > longest for length in lengths)
         if over:
             raise InputError(
