@@ -31,6 +31,7 @@ from flatminima.training import models
 from flatminima.training.averaging import Average
 from flatminima.training.batches import batches_per_epoch
 from flatminima.training.brackets import parse_brackets
+from flatminima.training.built import Built
 from flatminima.training.checkpoint import BAKED, Checkpoint
 from flatminima.training.data.encode import encode
 from flatminima.training.data.examples import DataSet
@@ -68,7 +69,7 @@ class Prepared:
 
     recipe: Recipe
     data: DataSet
-    built: models.Built
+    built: Built
 
     @property
     def task(self) -> Task:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -82,7 +82,7 @@ class _Rationales:
             )
         self.tokenizer = tokenizer
         self.start = encoding.decoder_start
-        self.triples = [tuple(map(str, entry)) for entry in examples.inputs]
+        self.triples = cast(Sequence[tuple[str, str, str]], examples.inputs)
         self.prompts = self._ids([prompt(question) for question, _, _ in self.triples], True)
         written = [completion(rationale, answer) for _, rationale, answer in self.triples]
         self.completions = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -96,7 +96,7 @@ def _text(cell: object, where: str) -> str:
 
 
 def _steps(cell: object, where: str) -> str:
-    parts = cell if isinstance(cell, list | tuple | np.ndarray) else [cell or ""]
+    parts: list[Any] = list(cell) if isinstance(cell, list | tuple | np.ndarray) else [cell or ""]
     if not all(isinstance(part, str) for part in parts):
         raise InputError(
             f"the rationale in {where} is a {type(cell).__name__}: give a text or a list of texts"
