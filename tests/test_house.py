@@ -54,8 +54,7 @@ MAY_KNOW = {
         *CORE,
     },
     "__main__": {"cli"},
-    "flatminima": {"errors", "explain", *CORE},
-    "flatminima": {"errors", "tuning", *CORE},
+    "flatminima": {"errors", "explain", "models", "tuning", *CORE},
 }
 """Each room of the house and the rooms it may import."""
 
