@@ -61,7 +61,7 @@ if TYPE_CHECKING:
         Supervised,
         TracePenalty,
     )
-    from flatminima.optim import VariationalAdam
+    from flatminima.optim import GreedyBCD, VariationalAdam
     from flatminima.perturb import (
         ASAM,
         BSAM,
@@ -108,6 +108,7 @@ __all__ = [
     "FriendlySAM",
     "GaussNewton",
     "GradientNorm",
+    "GreedyBCD",
     "Hessian",
     "InputError",
     "LabelSmoothing",
@@ -200,7 +201,7 @@ _HOMES = {
         "Supervised",
         "TracePenalty",
     },
-    "flatminima.optim": {"VariationalAdam"},
+    "flatminima.optim": {"GreedyBCD", "VariationalAdam"},
 }
 """Where a public name lives; in `flatminima.perturb` if it is not here."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flatminima.errors import InputError
-from flatminima.optim.block_coordinate.matrices import Array, numbers
+from flatminima.optim.block_coordinate.matrices import Array, Block, numbers
 
 Bounds = tuple[Any, Any] | None
 
@@ -60,6 +60,16 @@ class Separable:
         target = x - g / curvature
         shrunk = np.sign(target) * np.maximum(np.abs(target) - self.l1[block] / curvature, 0)
         return np.asarray(np.clip(shrunk, self.lower[block], self.upper[block]) - x)
+
+    def land(self, x: Array, change: Array, block: Block) -> Array:
+        """x + change, within the bounds, and on one that rounding alone keeps it from."""
+        moved = x + change
+        if self.trivial:
+            return np.asarray(moved)
+        reach = 4 * np.finfo(x.dtype).eps * (np.abs(x) + np.abs(change))
+        low, high = self.lower[block], self.upper[block]
+        moved = np.where(moved <= low + reach, low, moved)
+        return np.asarray(np.where(moved >= high - reach, high, moved))
 
     def decrease(self, x: Array, g: Array, curvature: Array) -> Array:
         """What that model falls by, each coordinate; g^2 / (2 curvature) where psi is 0."""

@@ -209,13 +209,14 @@ class GreedyBCD:
         block = self.blocks.choose(self.steps, self._rng, self._x, g, self._estimates)
         on_block = self.objective.gradient_at(self._x, self._z, block) if g is None else g[block]
         change = self._change(block, on_block)
-        before = self.added.pinned(self._x[block], block)
-        self._x[block] += change
-        self._z = self._z + self.objective.shift(block, change)
+        there = self._x[block]
+        landed = self.added.land(there, change, block)
+        self._x[block] = landed
+        self._z = self._z + self.objective.shift(block, landed - there)
         self.steps += 1
         if self.steps % REFRESH == 0:
             self._z = self.objective.margins(self._x)
-        if not np.array_equal(before, self.added.pinned(self._x[block], block)):
+        if not np.array_equal(self.added.pinned(there, block), self.added.pinned(landed, block)):
             self.identified_at = self.steps
         return block
 
