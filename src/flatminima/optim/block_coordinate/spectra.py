@@ -8,14 +8,18 @@ from flatminima.errors import InputError
 from flatminima.optim.block_coordinate.matrices import Array
 
 
-def eigen(matrix: Array) -> tuple[Array, Array]:
+def eigen(matrix: Array, scale: float = 0.0) -> tuple[Array, Array]:
     """Eigenvalues, those below 0 by rounding set to 0, and eigenvectors.
+
+    Args:
+        matrix: Symmetric.
+        scale: Of the numbers that it is a difference of, where they are larger than it.
 
     Raises:
         InputError: an eigenvalue below 0 beyond rounding: the objective is not convex.
     """
     values, vectors = np.linalg.eigh(matrix)
-    if values[0] < -cutoff(matrix) * max(values[-1], -values[0]) * 100:
+    if values[0] < -100 * cutoff(matrix) * max(abs(float(values[-1])), scale):
         raise InputError(
             f"a block's matrix has the eigenvalue {values[0]:.3g}: the objective must be convex"
         )
@@ -37,13 +41,13 @@ def inverse_root(matrix: Array) -> Array:
     return np.asarray(scale[:, None] * vectors.T)
 
 
-def solve(matrix: Array, right: Array, floor: float = 0.0) -> Array:
+def solve(matrix: Array, right: Array, floor: float = 0.0, scale: float = 0.0) -> Array:
     """The pseudo-inverse times a vector.
 
     With a floor, eigenvalues below it, in parts of the largest, count as it: directions without
     curvature, along which a linear term still wants to move, get a long step rather than none.
     """
-    values, vectors = eigen(matrix)
+    values, vectors = eigen(matrix, scale)
     coefficients = vectors.T @ right
     if floor:
         least = floor * values[-1]

@@ -56,7 +56,8 @@ def matrix_step(root: Array, g: Array) -> Array:
 
 def newton_step(here: Here, block: Block, g: Array) -> Array:
     """alpha times -Hessian^+ g_b, alpha from 1 down by Armijo's rule."""
-    d = -spectra.solve(here.smooth.hessian(here.x, here.z, block), g)
+    scale = float(here.smooth.lipschitz[block].max())
+    d = -spectra.solve(here.smooth.hessian(here.x, here.z, block), g, scale=scale)
     start, slope = here.value(), float(g @ d)
     if slope >= 0:
         return np.zeros_like(d)
@@ -104,7 +105,7 @@ def two_metric_step(here: Here, block: Block, g: Array) -> Array:
     if working.size:
         hessian = here.smooth.hessian(here.x, here.z, block)[np.ix_(working, working)]
         floor = float(np.sqrt(np.finfo(g.dtype).eps))
-        d[working] = -spectra.solve(hessian, whole[working], floor)
+        d[working] = -spectra.solve(hessian, whole[working], floor, float(constants.max()))
     if active.any():
         d[active] = -whole[active] / constants[active].sum()
     start, rate = here.value(), 1.0
