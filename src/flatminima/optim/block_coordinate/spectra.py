@@ -51,11 +51,11 @@ def solve(matrix: Array, right: Array, floor: float = 0.0, scale: float = 0.0) -
     coefficients = vectors.T @ right
     if floor:
         least = floor * values[-1]
-        scale = 1 / np.maximum(values, least) if least else np.ones_like(values)
+        inverse = 1 / np.maximum(values, least) if least else np.ones_like(values)
     else:
         kept = values > cutoff(matrix) * values[-1]
-        scale = np.where(kept, 1 / np.where(kept, values, 1), 0)
-    return np.asarray(vectors @ (scale * coefficients))
+        inverse = np.where(kept, 1 / np.where(kept, values, 1), 0)
+    return np.asarray(vectors @ (inverse * coefficients))
 
 
 def cutoff(matrix: Array) -> float:
