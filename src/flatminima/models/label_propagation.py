@@ -27,7 +27,7 @@ class GreedyLabelPropagation(ClassifierMixin, BaseEstimator):  # type: ignore[mi
     those of other classes; a sample that no path joins to a label gets the classes' shares. A new
     sample has the mean of the scores of its neighbours.
 
-    Cost: for each class but one, a few dozen to hundreds of greedy trees, each O(edges), in Python.
+    Cost: for each class but one, up to thousands of greedy trees, each O(edges), in Python.
 
     Source: Zhu, Ghahramani, Lafferty, ICML 2003, for the scores; Nutini, Laradji, Schmidt, 2022,
     arXiv 1712.08859, for the trees.
@@ -44,7 +44,7 @@ class GreedyLabelPropagation(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         n_iter_: The most trees that a class took.
     """
 
-    def __init__(self, *, n_neighbors: int = 7, max_iter: int = 2000, tol: float = 1e-6) -> None:
+    def __init__(self, *, n_neighbors: int = 7, max_iter: int = 2000, tol: float = 1e-4) -> None:
         self.n_neighbors = n_neighbors
         self.max_iter = max_iter
         self.tol = tol
