@@ -1,7 +1,10 @@
 """Going on from a saved state, what comes back, and bad input to the solver."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
+import scipy.sparse as sparse
 import torch
 from block_problems import data, lattice
 
@@ -107,6 +110,19 @@ def test_the_data_are_left_as_they_were():
     assert np.array_equal(matrix, A)
     assert np.array_equal(y, Y)
     assert (start == 1).all()
+
+
+@pytest.mark.parametrize("how", ["sort", None])
+def test_memory_is_that_of_the_non_zeros_and_the_vectors(how):
+    matrix = sparse.random(4000, 3000, 0.005, format="csc", random_state=0)
+    y = np.ones(4000)
+    GreedyBCD(LeastSquares(matrix, y), 10, partition=how).run(2)
+    tracemalloc.start()
+    GreedyBCD(LeastSquares(matrix, y), 10, partition=how).run(30)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # A dense copy would take 8 x 4000 x 3000 = 96 MB.
+    assert peak < 3 * 12 * matrix.nnz + 12 * 8 * 7000 + 8 * 10 * 3000
 
 
 def test_blocks_may_be_given_and_the_last_may_be_short():
