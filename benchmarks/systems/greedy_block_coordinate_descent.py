@@ -201,7 +201,7 @@ def _times() -> dict[str, Any]:
             build, l1, A, y, other = problem(seed)
             peer = type(other).__name__ + (f" ({other.solver})" if hasattr(other, "solver") else "")
             made = _maker(build, l1)
-            reference = made()
+            reference = made(200)
             best = reference.run(20_000, 1e-9 * reference.violation()).value
             first = made().value() - best
             mine.append(_own_time(made, best + GAP * first))
@@ -223,15 +223,15 @@ def _lasso(A: Any, y: Any) -> tuple[Any, ...]:
     return lambda: LeastSquares(A, y), l1, A, y, other
 
 
-def _maker(build: Callable[[], Any], l1: float) -> Callable[[], GreedyBCD]:
-    def made() -> GreedyBCD:
+def _maker(build: Callable[[], Any], l1: float) -> Callable[..., GreedyBCD]:
+    def made(block_size: int = 50) -> GreedyBCD:
         options = {"selection": "gsd", "partition": None, "update": "tmp"}
-        return GreedyBCD(build(), 50, l1=l1, **options)
+        return GreedyBCD(build(), block_size, l1=l1, **options)
 
     return made
 
 
-def _own_time(made: Callable[[], GreedyBCD], goal: float) -> float:
+def _own_time(made: Callable[..., GreedyBCD], goal: float) -> float:
     start = time.process_time()
     solver = made()
     while solver.value() > goal:
@@ -256,8 +256,11 @@ def _other_time(other: Any, A: Any, y: Any, objective: Any, l1: float, goal: flo
 def _memory() -> dict[str, Any]:
     size, nonzeros, peaks = 5000, [], []
     for density in (0.002, 0.005, 0.01, 0.02, 0.04):
-        A = sparse.random(size, size, density, format="csc", random_state=0)
-        y = np.random.default_rng(0).standard_normal(size)
+        rng = np.random.default_rng(0)
+        count = int(density * size * size)
+        places = rng.integers(size, size=(2, count))
+        A = sparse.coo_matrix((rng.random(count), places), shape=(size, size)).tocsc()
+        y = rng.standard_normal(size)
         tracemalloc.start()
         solver = GreedyBCD(LeastSquares(A, y), 20, selection="gsd", partition=None)
         solver.run(50)
