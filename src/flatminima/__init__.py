@@ -52,22 +52,28 @@ if TYPE_CHECKING:
         worst_case_sharpness,
     )
     from flatminima.objectives import (
+        ELR,
+        PSKD,
         AbsoluteError,
         BackwardCorrection,
         CrossEntropy,
         CutMix,
+        ELRLoss,
+        ELRPlus,
         GradientNorm,
         LabelSmoothing,
         Mixup,
+        PSKDLoss,
         Remembering,
         SquaredError,
         Supervised,
         TracePenalty,
     )
-    from flatminima.optim import GreedyBCD, VariationalAdam
+    from flatminima.optim import GNS, GreedyBCD, VariationalAdam
     from flatminima.perturb import (
         ASAM,
         BSAM,
+        GLAD,
         GSAM,
         MSAM,
         NSO,
@@ -86,16 +92,20 @@ if TYPE_CHECKING:
         register,
         schedules,
     )
-    from flatminima.reparam import DistanceConstraint, DistancePenalty
+    from flatminima.reparam import DistanceConstraint, DistancePenalty, LoRA
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ASAM",
     "BSAM",
+    "ELR",
+    "GLAD",
+    "GNS",
     "GSAM",
     "MSAM",
     "NSO",
+    "PSKD",
     "RSAM",
     "SAM",
     "USAM",
@@ -107,6 +117,8 @@ __all__ = [
     "CutMix",
     "DistanceConstraint",
     "DistancePenalty",
+    "ELRLoss",
+    "ELRPlus",
     "EmpiricalFisher",
     "Estimate",
     "FriendlySAM",
@@ -119,10 +131,12 @@ __all__ = [
     "LayerBound",
     "LinearSGD",
     "LiveTrace",
+    "LoRA",
     "LookSAM",
     "Mixup",
     "MonteCarloFisher",
     "NoiseStability",
+    "PSKDLoss",
     "PacBayesBound",
     "Pass",
     "Perturbed",
@@ -196,21 +210,26 @@ _HOMES = {
         "top_eigenvalues",
         "worst_case_sharpness",
     },
-    "flatminima.reparam": {"DistanceConstraint", "DistancePenalty"},
+    "flatminima.reparam": {"DistanceConstraint", "DistancePenalty", "LoRA"},
     "flatminima.objectives": {
+        "ELR",
+        "PSKD",
         "AbsoluteError",
         "BackwardCorrection",
         "CrossEntropy",
         "CutMix",
+        "ELRLoss",
+        "ELRPlus",
         "GradientNorm",
         "LabelSmoothing",
         "Mixup",
+        "PSKDLoss",
         "Remembering",
         "SquaredError",
         "Supervised",
         "TracePenalty",
     },
-    "flatminima.optim": {"GreedyBCD", "VariationalAdam"},
+    "flatminima.optim": {"GNS", "GreedyBCD", "VariationalAdam"},
 }
 """Where a public name lives; in `flatminima.perturb` if it is not here."""
 

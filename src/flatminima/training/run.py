@@ -158,6 +158,13 @@ def _train_and_measure(
             {"step": state.step},
             run.companions,
         )
+    if run.reparam is not None and run.reparam.changes_modules:
+        run.reparam.write(model, directory.path)
+        run.reparam.bake(model)
+        progress_of = {"step": state.step}
+        checkpoint.save(
+            directory.checkpoints / checkpoint.BAKED, model, None, progress_of, run.companions
+        )
     metrics: dict[str, Any] = {}
     task, predictions = prepared.task, Predictions(prepared.data)
     for part, examples in (("test", prepared.data.test), ("validation", prepared.data.validation)):
@@ -187,6 +194,10 @@ def _train_and_measure(
         "stopped_early": state.stopped_early,
         "curvature": None if report is None else report.to_dict(),
     }
+    if run.remembering is not None:
+        found = run.remembering.findings(torch.as_tensor(prepared.data.train.targets))
+        for name, content in found.items():
+            write_json(directory.path / f"{name}.json", content)
     if predictions.taken:
         write_json(directory.path / "predictions.json", predictions.to_dict())
     write_json(directory.path / "results.json", results)
