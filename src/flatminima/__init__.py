@@ -81,7 +81,7 @@ if TYPE_CHECKING:
         Supervised,
         TracePenalty,
     )
-    from flatminima.optim import GNS, VariationalAdam
+    from flatminima.optim import GNS, GreedyBCD, VariationalAdam
     from flatminima.perturb import (
         ASAM,
         BSAM,
@@ -147,6 +147,7 @@ __all__ = [
     "FriendlySAM",
     "GaussNewton",
     "GradientNorm",
+    "GreedyBCD",
     "Hessian",
     "InputError",
     "LabelSmoothing",
@@ -285,6 +286,7 @@ _HOMES = {
         "minimize_bilevel",
         "tune_penalties",
     },
+    "flatminima.optim": {"GNS", "GreedyBCD", "VariationalAdam"},
 }
 """Where a public name lives; in `flatminima.perturb` if it is not here."""
 
