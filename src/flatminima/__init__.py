@@ -277,7 +277,6 @@ _HOMES = {
         "Supervised",
         "TracePenalty",
     },
-    "flatminima.optim": {"GNS", "VariationalAdam"},
     "flatminima.tuning": {
         "MAID",
         "BilevelResult",
