@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from flatminima.objectives import (
         AbsoluteError,
         BackwardCorrection,
+        ConR,
+        ConRLoss,
         CrossEntropy,
         CutMix,
         GradientNorm,
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
         SquaredError,
         Supervised,
         TracePenalty,
+        features_of,
     )
     from flatminima.optim import VariationalAdam
     from flatminima.perturb import (
@@ -102,6 +105,8 @@ __all__ = [
     "AbsoluteError",
     "BackwardCorrection",
     "Card",
+    "ConR",
+    "ConRLoss",
     "CrossEntropy",
     "CurvatureReport",
     "CutMix",
@@ -141,6 +146,7 @@ __all__ = [
     "cards",
     "curvature",
     "dynamical_stability",
+    "features_of",
     "hessian_diagonal",
     "hessian_trace",
     "layer_bound",
@@ -199,6 +205,8 @@ _HOMES = {
     "flatminima.objectives": {
         "AbsoluteError",
         "BackwardCorrection",
+        "ConR",
+        "ConRLoss",
         "CrossEntropy",
         "CutMix",
         "GradientNorm",
@@ -208,6 +216,7 @@ _HOMES = {
         "SquaredError",
         "Supervised",
         "TracePenalty",
+        "features_of",
     },
     "flatminima.optim": {"VariationalAdam"},
 }
