@@ -106,10 +106,11 @@ class ConRLoss(nn.Module):
             if self.official_denominator:
                 others = (samples - positive.sum(1)).to(kind).log()
                 terms = torch.cat([terms, others[:, None]], dim=1)
-            # A row of nothing but -inf would have no gradient; what is not counted is cut off first.
+            # A row of -inf has no gradient: what does not count is cut off before the logarithm.
             log_z = torch.where(counted[:, None], terms, 0.0).logsumexp(1)
             attracted = torch.where(positive, similarity, 0.0).sum(1) / positive.sum(1).clamp_min(1)
-            return torch.where(counted, eta * (log_z - attracted), 0.0).sum() / samples
+            own: Tensor = torch.where(counted, eta * (log_z - attracted), 0.0)
+            return own.sum() / samples
 
 
 @register(
@@ -192,7 +193,9 @@ class ConR:
             predicted, labels = predictions(model, both)
         seen = features.of(3 * samples)[samples:]
         contrast = self.contrast(seen, labels[samples:], predicted[samples:])
-        return self.criterion(predicted[:samples], labels[:samples]) + self.beta * contrast
+        own = self.criterion(predicted[:samples], labels[:samples])
+        loss: Tensor = own + self.beta * contrast
+        return loss
 
     def standardized(self, deviation: float) -> ConR:
         """The same for labels that are divided by `deviation`: this / deviation^p, p of the loss.
@@ -234,7 +237,9 @@ def _distances(values: Tensor) -> Tensor:
     """The distance of each two rows, shape (B, B)."""
     if values.dim() == 1:
         return (values[:, None] - values[None]).abs()
-    return (values[:, None] - values[None]).flatten(2).norm(dim=2)
+    rows = values.flatten(1)
+    distances: Tensor = torch.linalg.vector_norm(rows[:, None] - rows[None], dim=2)
+    return distances
 
 
 def _check_shapes(

@@ -3,14 +3,15 @@
 from flatminima.training.data.examples import DataSet
 from flatminima.training.tasks.classification import Classification
 from flatminima.training.tasks.regression import Regression
+from flatminima.training.tasks.shots import Shots
 from flatminima.training.tasks.task import Saw, Task, evaluating
 
-TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Regression())}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Regression)}
 
 
 def task_of(data: DataSet) -> Task:
     """The task that a data set is for."""
-    return TASKS[data.task]
+    return TASKS[data.task].of(data)
 
 
-__all__ = ["TASKS", "Classification", "Regression", "Saw", "Task", "evaluating", "task_of"]
+__all__ = ["TASKS", "Classification", "Regression", "Saw", "Shots", "Task", "evaluating", "task_of"]
