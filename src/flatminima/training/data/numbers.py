@@ -91,7 +91,7 @@ def _number(value: object, row: int, where: str) -> float:
         ) from None
     if math.isnan(number) and not isinstance(value, str):
         raise InputError(f"the label in {place} is missing: fill it in or remove the row")
-    if not abs(number) <= np.finfo(np.float32).max:
+    if not abs(number) <= float(np.finfo(np.float32).max):
         raise InputError(
             f"the label in {place} is {value}, no finite number in single precision: correct it "
             "or remove the row"

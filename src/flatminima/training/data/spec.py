@@ -23,8 +23,8 @@ class DataSpec:
     Attributes:
         data: A built-in name ("digits", "pydocs", "diabetes"), a path (a folder of images with one
             sub-folder per class; a .csv, .tsv, .jsonl or .parquet file; a folder with train.csv,
-            test.csv, ...; a copy written by `datasets.save_to_disk`), or a Hugging Face id, `owner/name` or
-            `owner/name:configuration`.
+            test.csv, ...; a copy written by `datasets.save_to_disk`), or a Hugging Face id,
+            `owner/name` or `owner/name:configuration`.
         task: What the labels are: classes, or numbers to be predicted. None: as the data set has
             it; the labels of tables and of the Hub are classes unless this says otherwise.
         label_bin: Width of the bins that the labels of a regression are counted in, in their unit.
