@@ -372,3 +372,12 @@ def test_inputs_without_views_are_refused(inputs):
 def test_images_need_views_of_their_own():
     with pytest.raises(InputError, match=r"shape \(4, 1, 6, 6\): give views="):
         ConR(window=1)(Branched().train(), (torch.ones(4, 1, 6, 6), torch.ones(4)))
+
+
+def test_views_of_batchnorm_models_train_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)).double()
+    loss = ConR(window=0.5)(model.train(), batch())
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert model[1].num_batches_tracked == 1
