@@ -8,7 +8,7 @@ from flatminima.objectives.given import Loss, OwnLoss, as_objective
 from flatminima.objectives.mixing import CutMix, Mixup
 from flatminima.objectives.penalties import GradientNorm, TracePenalty
 from flatminima.objectives.registry import make_objective, objective_card, objective_cards
-from flatminima.objectives.regression import AbsoluteError, SquaredError
+from flatminima.objectives.regression import AbsoluteError, LinearLoss, SquaredError
 from flatminima.objectives.remembering import Remembering, Setting, sample_index
 from flatminima.objectives.supervised import Batch, Objective, Supervised
 
@@ -23,6 +23,7 @@ __all__ = [
     "Features",
     "GradientNorm",
     "LabelSmoothing",
+    "LinearLoss",
     "Loss",
     "Mixup",
     "Objective",

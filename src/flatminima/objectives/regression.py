@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.cross_entropy import NONE
-from flatminima.objectives.registry import register
+from flatminima.objectives.registry import between, register
 from flatminima.objectives.supervised import Batch, inputs_and_targets, logits
 
 
@@ -32,7 +32,7 @@ def predictions(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     Card(
         name="squared-error",
         title="Squared error",
-        equation="(f(x) - y)^2",
+        equation="s (f(x) - y)^2",
         gradients="1",
         buffers=NONE,
         strength="",
@@ -44,11 +44,18 @@ def predictions(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     )
 )
 class SquaredError:
-    r"""$\frac{1}{n} \sum_i (f(x_i) - y_i)^2$, in squared units of the label."""
+    r"""$\frac{s}{n} \sum_i (f(x_i) - y_i)^2$, in squared units of the label.
+
+    Args:
+        scale: s; theory often has 1/2 or 1/4.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = between("scale", scale, 0)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of `model` on `batch`, a scalar tensor."""
-        return nn.functional.mse_loss(*predictions(model, batch))
+        return self.scale * nn.functional.mse_loss(*predictions(model, batch))
 
 
 @register(
@@ -72,3 +79,26 @@ class AbsoluteError:
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of `model` on `batch`, a scalar tensor."""
         return nn.functional.l1_loss(*predictions(model, batch))
+
+
+@register(
+    Card(
+        name="linear",
+        title="Linear loss",
+        equation="y f(x)",
+        gradients="1",
+        buffers=NONE,
+        strength="",
+        suggested="",
+        source="for functions that are sums of terms",
+        slot="objective",
+        tasks=("cosines",),
+    )
+)
+class LinearLoss:
+    r"""$\frac{1}{n} \sum_i y_i f(x_i)$: a function given by its terms and their coefficients."""
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of `model` on `batch`, a scalar tensor."""
+        outputs, coefficients = predictions(model, batch)
+        return (coefficients * outputs).mean()

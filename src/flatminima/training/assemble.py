@@ -30,6 +30,7 @@ from flatminima.reparam import Reparam, make_reparam
 from flatminima.training import models
 from flatminima.training.averaging import Average
 from flatminima.training.batches import batches_per_epoch
+from flatminima.training.brackets import parse_brackets
 from flatminima.training.data.augment import views_of
 from flatminima.training.data.encode import encode
 from flatminima.training.data.examples import DataSet
@@ -43,7 +44,7 @@ from flatminima.training.methods import (
     strength_schedule,
 )
 from flatminima.training.pretrain import pretrain
-from flatminima.training.recipe import Recipe, parse_brackets, parse_method
+from flatminima.training.recipe import Recipe, parse_method
 from flatminima.training.specs import LoopSpec, OptimizerSpec
 from flatminima.training.state import Run
 from flatminima.training.tasks import Task, task_of
@@ -179,10 +180,11 @@ def objective(recipe: Recipe, data: DataSet) -> Objective:
     """
     name, given = parse_brackets(recipe.objective.objective or task_of(data).objective)
     found = make_objective(name, **given)
-    if data.task not in objective_card(name).tasks:
+    tasks = objective_card(name).tasks
+    if data.task not in tasks and name != parse_brackets(task_of(data).objective)[0]:
         fitting = [card.name for card in objective_cards() if data.task in card.tasks]
         raise InputError(
-            f"--objective {name} is a loss of {' or '.join(objective_card(name).tasks)}, and "
+            f"--objective {name} is a loss of {' or '.join(tasks)}, and "
             f"{data.name} is a task of {data.task}: take {' or '.join(fitting)}"
         )
     kinds, why = KINDS.get(objective_card(name).name, ((data.kind,), ""))

@@ -44,10 +44,12 @@ def train(run: Run, state: State, progress: TrainingProgress) -> State:
                 epoch_done = state.step % run.per_epoch == 0 or state.step == run.total_steps
                 if epoch_done:
                     _end_of_epoch(run, state)
-                if epoch_done or (spec.save_every and state.step % spec.save_every == 0):
+                due = epoch_done if spec.save_every is None else not state.step % spec.save_every
+                saved = due or state.step == run.total_steps or state.stopped_early
+                if saved:
                     save(run, state)
                 if _asked_to_stop(run, stop):
-                    if not epoch_done:
+                    if not saved:
                         save(run, state)
                     raise Interrupted(
                         f"stopped after step {state.step} of {run.total_steps}, saved; continue "
@@ -69,6 +71,7 @@ def _rest_of_epoch(run: Run, step: int) -> Iterator[tuple[int, Any]]:
         start=done,
         rank=run.accelerator.process_index,
         world_size=run.accelerator.num_processes,
+        shuffled=run.train.shuffled,
     )
     run.model.train()
     batches = loader(run.train, batch_sampler=order)
@@ -156,7 +159,8 @@ def _beside(run: Run) -> tuple[str, ...]:
 def _end_of_epoch(run: Run, state: State) -> None:
     epoch = -(-state.step // run.per_epoch)
     record: dict[str, Any] = {"step": state.step, "epoch": epoch}
-    if run.validation is not None:
+    due = epoch % run.spec.validate_every == 0 or state.step == run.total_steps
+    if run.validation is not None and due:
         score = _validate(run)
         record |= {f"validation_{metric}": value for metric, value in score.items()}
         if run.task.better(score) > state.best_score:
@@ -168,7 +172,9 @@ def _end_of_epoch(run: Run, state: State) -> None:
             state.stale_epochs += 1
         patience = run.spec.early_stopping
         state.stopped_early = patience is not None and state.stale_epochs >= patience
-    run.log.write({**record, **run.look(epoch)})
+    record |= run.look(epoch)
+    if due or len(record) > 2:
+        run.log.write(record)
 
 
 def _validate(run: Run) -> dict[str, float]:

@@ -135,6 +135,7 @@ class LoopSpec:
     early_stopping: int | None = _option(
         None, "stop after this many epochs without a better validation score"
     )
+    validate_every: int = _option(1, "epochs between looks at the validation set")
     save_every: int | None = _option(None, "steps between checkpoints (default: an epoch)")
     keep_checkpoints: bool = _option(
         True,

@@ -28,10 +28,12 @@ class Encoded(Dataset[Batch]):
     Args:
         read: Encodes the inputs at some positions.
         examples: Their targets, and their domains where they have some.
+        shuffled: Whether a batch of all of them needs to be.
     """
 
-    def __init__(self, read: Reader, examples: Examples) -> None:
+    def __init__(self, read: Reader, examples: Examples, shuffled: bool = True) -> None:
         self.read = read
+        self.shuffled = shuffled
         self.targets = torch.from_numpy(examples.targets.copy())
         self.domains = None if examples.domains is None else torch.from_numpy(examples.domains)
 
@@ -55,10 +57,10 @@ def collate(batch: Any) -> Batch:
     return whole
 
 
-def encode_vectors(examples: Examples, encoding: Encoding) -> Encoded:
+def encode_vectors(examples: Examples, encoding: Encoding, shuffled: bool = True) -> Encoded:
     """Feature vectors, normalized."""
     vectors = torch.from_numpy(np.asarray(examples.inputs, dtype=np.float32))
-    return Encoded(_Arrays(vectors, encoding, None), examples)
+    return Encoded(_Arrays(vectors, encoding, None), examples, shuffled)
 
 
 def encode_images(
@@ -124,7 +126,8 @@ class _Arrays:
         self.finish = _Finish(encoding)
 
     def __call__(self, indices: Sequence[int]) -> Tensor:
-        batch = self.arrays[torch.as_tensor(indices, dtype=torch.int64)]
+        whole = len(indices) == len(self.arrays) and list(indices) == list(range(len(indices)))
+        batch = self.arrays if whole else self.arrays[torch.as_tensor(indices, dtype=torch.int64)]
         if self.size is not None and batch.shape[-2:] != (self.size, self.size):
             batch = nn.functional.interpolate(
                 batch, (self.size, self.size), mode="bilinear", antialias=True

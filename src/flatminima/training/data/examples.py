@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from flatminima.training.data.numbers import Scale
 from flatminima.training.data.spec import DataSpec
 
-Kind = Literal["vector", "image", "text"]
+Kind = Literal["vector", "image", "text", "measurement"]
 Targets: TypeAlias = NDArray[np.int64]
 """Class indices."""
 Inputs: TypeAlias = (

@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 
 from flatminima.errors import InputError, unknown
 from flatminima.progress import Progress, silent
-from flatminima.training.data import diabetes, digits, folder, hub, pydocs, table
+from flatminima.training.data import (
+    cosines,
+    diabetes,
+    digits,
+    folder,
+    hub,
+    matrix_sensing,
+    pydocs,
+    table,
+)
 from flatminima.training.data.examples import DataSet, Examples, Raw, Targets, fingerprint
 from flatminima.training.data.label_noise import add_label_noise
 from flatminima.training.data.numbers import Scale
@@ -25,11 +34,13 @@ from flatminima.training.data.vectors import standardize
 Source: TypeAlias = Callable[[DataSpec, int, Progress], Raw]
 
 SOURCES: dict[str, Source] = {
+    "cosines": cosines.load,
     "diabetes": diabetes.load,
     "digits": digits.load,
+    "matrix-sensing": matrix_sensing.load,
     "pydocs": pydocs.load,
 }
-"""The built-in data sets, by name."""
+"""The built-in data sets, by name; some take options in brackets."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
@@ -115,8 +126,8 @@ def find_source(data: str) -> Source:
     Raises:
         InputError: it is none of them.
     """
-    if data in SOURCES:
-        return SOURCES[data]
+    if data.partition("(")[0] in SOURCES:
+        return SOURCES[data.partition("(")[0]]
     path = Path(data).expanduser()
     try:
         if path.is_dir():

@@ -2,11 +2,15 @@
 
 from flatminima.training.data.examples import DataSet
 from flatminima.training.tasks.classification import Classification
+from flatminima.training.tasks.cosines import CosineSum
+from flatminima.training.tasks.matrix_sensing import MatrixSensing
 from flatminima.training.tasks.regression import Regression
 from flatminima.training.tasks.shots import Shots
 from flatminima.training.tasks.task import Saw, Task, evaluating
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Regression)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Classification, Regression, MatrixSensing, CosineSum)
+}
 
 
 def task_of(data: DataSet) -> Task:
@@ -14,4 +18,15 @@ def task_of(data: DataSet) -> Task:
     return TASKS[data.task].of(data)
 
 
-__all__ = ["TASKS", "Classification", "Regression", "Saw", "Shots", "Task", "evaluating", "task_of"]
+__all__ = [
+    "TASKS",
+    "Classification",
+    "CosineSum",
+    "MatrixSensing",
+    "Regression",
+    "Saw",
+    "Shots",
+    "Task",
+    "evaluating",
+    "task_of",
+]
