@@ -67,10 +67,11 @@ if TYPE_CHECKING:
         TracePenalty,
         features_of,
     )
-    from flatminima.optim import VariationalAdam
+    from flatminima.optim import GNS, VariationalAdam
     from flatminima.perturb import (
         ASAM,
         BSAM,
+        GLAD,
         GSAM,
         MSAM,
         NSO,
@@ -89,13 +90,15 @@ if TYPE_CHECKING:
         register,
         schedules,
     )
-    from flatminima.reparam import DistanceConstraint, DistancePenalty
+    from flatminima.reparam import DistanceConstraint, DistancePenalty, LoRA
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ASAM",
     "BSAM",
+    "GLAD",
+    "GNS",
     "GSAM",
     "MSAM",
     "NSO",
@@ -123,6 +126,7 @@ __all__ = [
     "LayerBound",
     "LinearSGD",
     "LiveTrace",
+    "LoRA",
     "LookSAM",
     "Mixup",
     "MonteCarloFisher",
@@ -201,7 +205,7 @@ _HOMES = {
         "top_eigenvalues",
         "worst_case_sharpness",
     },
-    "flatminima.reparam": {"DistanceConstraint", "DistancePenalty"},
+    "flatminima.reparam": {"DistanceConstraint", "DistancePenalty", "LoRA"},
     "flatminima.objectives": {
         "AbsoluteError",
         "BackwardCorrection",
@@ -218,7 +222,7 @@ _HOMES = {
         "TracePenalty",
         "features_of",
     },
-    "flatminima.optim": {"VariationalAdam"},
+    "flatminima.optim": {"GNS", "VariationalAdam"},
 }
 """Where a public name lives; in `flatminima.perturb` if it is not here."""
 

@@ -18,6 +18,7 @@ from flatminima.training.data import (
     diabetes,
     digits,
     folder,
+    glyphs,
     hub,
     matrix_sensing,
     pydocs,
@@ -37,6 +38,7 @@ SOURCES: dict[str, Source] = {
     "cosines": cosines.load,
     "diabetes": diabetes.load,
     "digits": digits.load,
+    "glyphs": glyphs.load,
     "matrix-sensing": matrix_sensing.load,
     "pydocs": pydocs.load,
 }
@@ -65,15 +67,11 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
     # A wrong seed should not wait for the data to be read.
     stream(seed, "check")
     raw = find_source(spec.data)(spec, seed, progress or silent)
+    check_augmentation(spec.augment, raw)
     if spec.task not in (None, raw.task):
         raise InputError(
             f"--task {spec.task} does not fit {raw.name}, whose labels are for {raw.task}: leave "
             "it out, or give a table with the labels that you mean"
-        )
-    if spec.augment != "none" and raw.kind != "image":
-        raise InputError(
-            f"augment {spec.augment!r} changes images, and {raw.name} holds {raw.kind}s: "
-            "leave it out (--augment none)"
         )
     splits, origins = _divide(raw, spec, seed)
     train, validation, test = splits["train"], splits["validation"], splits["test"]
@@ -118,6 +116,19 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
 
 def _on(scale: Scale, examples: Examples) -> Examples:
     return replace(examples, targets=scale.standardized(examples.targets))
+
+
+def check_augmentation(augment: str, data: Raw | DataSet) -> None:
+    """Refuse to augment what is no image.
+
+    Raises:
+        InputError: `data` holds texts or vectors, and `augment` is not "none".
+    """
+    if augment != "none" and data.kind != "image":
+        raise InputError(
+            f"augment {augment!r} changes images, and {data.name} holds {data.kind}s: "
+            "leave it out (--augment none)"
+        )
 
 
 def find_source(data: str) -> Source:

@@ -21,10 +21,10 @@ class DataSpec:
     """Which data to train on, and how it is divided, corrupted and augmented.
 
     Attributes:
-        data: A built-in name ("digits", "pydocs", "diabetes"), a path (a folder of images with one
-            sub-folder per class; a .csv, .tsv, .jsonl or .parquet file; a folder with train.csv,
-            test.csv, ...; a copy written by `datasets.save_to_disk`), or a Hugging Face id,
-            `owner/name` or `owner/name:configuration`.
+        data: A built-in name ("diabetes", "digits", "glyphs", "pydocs"), a path (a folder of images
+            with one sub-folder per class; a .csv, .tsv, .jsonl or .parquet file; a folder with
+            train.csv, test.csv, ...; a copy written by `datasets.save_to_disk`), or a Hugging Face
+            id, `owner/name` or `owner/name:configuration`.
         task: What the labels are: classes, or numbers to be predicted. None: as the data set has
             it; the labels of tables and of the Hub are classes unless this says otherwise.
         label_bin: Width of the bins that the labels of a regression are counted in, in their unit.
@@ -53,7 +53,8 @@ class DataSpec:
     data: str = field(
         default="digits",
         metadata={
-            "help": "built-in data set, path of a file or folder, or Hugging Face id (owner/name)"
+            "help": "digits, glyphs or pydocs (built in), path of a file or folder, or Hugging "
+            "Face id (owner/name)"
         },
     )
     task: Task | None = field(
