@@ -1,7 +1,9 @@
 """ConR against its equation written as loops, and what must hold of it."""
 
 import copy
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -381,3 +383,22 @@ def test_views_of_batchnorm_models_train_too():
     loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
     assert model[1].num_batches_tracked == 1
+
+
+def test_the_committed_results_show_what_the_page_claims():
+    results = Path(__file__).parents[2] / "docs/results/system-conr.json"
+    found = json.loads(results.read_text())
+    assert found["seeds"] == 10
+    curve, digits = (found["sets"][name]["betas"] for name in ("curve", "digits"))
+    for beta, rise in (("1", 0.13), ("4", 0.19)):
+        spearman = curve[beta]["spearman"]
+        assert spearman["higher"] == 10
+        assert spearman["difference"] == pytest.approx(rise, abs=0.005)
+        assert spearman["least"] > 0.04
+        assert digits[beta]["spearman"]["difference_ci95"][1] < 0
+    low, high = curve["1"]["mae"]["difference_ci95"]
+    assert low < 0 < high
+    assert curve["4"]["mae"]["difference_ci95"][1] < 0
+    assert curve["4"]["mae"]["higher"] == 2
+    assert digits["4"]["mae_few"]["higher"] == 10
+    assert digits["4"]["mae_few"]["mean"] > 2 * digits["0"]["mae_few"]["mean"]
