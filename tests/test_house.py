@@ -35,7 +35,7 @@ MAY_KNOW = {
     "explain": {"cards", "progress", "student", *CORE_BELOW},
     "measure": {"errors", "progress", "student", "objectives", "perturb"},
     "landscape": {"errors", "progress", "objectives", "measure"},
-    "training": {"errors", "files", "progress", "models", "tuning", *CORE},
+    "training": {"errors", "explain", "files", "progress", "models", "tuning", *CORE},
     "integrations": {"errors", "perturb"},
     "study": {"errors", "files", "progress", "student", "training"},
     "report": {"errors", "files", "student", "study"},
@@ -54,7 +54,8 @@ MAY_KNOW = {
         *CORE,
     },
     "__main__": {"cli"},
-    "flatminima": {"errors", *CORE},
+    "flatminima": {"errors", "explain", *CORE},
+    "flatminima": {"errors", "tuning", *CORE},
 }
 """Each room of the house and the rooms it may import."""
 

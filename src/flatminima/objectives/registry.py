@@ -79,3 +79,15 @@ def between(name: str, value: Any, low: float, high: float = float("inf")) -> fl
         bound = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
         raise InputError(f"{name} is {value!r}: give a number {bound}")
     return float(value)
+
+
+def below(name: str, value: Any, low: float, high: float = float("inf")) -> float:
+    """A number of a range without its upper end.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+        bound = f"of at least {low:g}" if high == float("inf") else f"in [{low:g}, {high:g})"
+        raise InputError(f"{name} is {value!r}: give a finite number {bound}")
+    return float(value)
