@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         ConRLoss,
         CrossEntropy,
         CutMix,
+        DualT,
         ELRLoss,
         ELRPlus,
         GradientNorm,
@@ -83,7 +84,7 @@ if TYPE_CHECKING:
         TracePenalty,
         features_of,
     )
-    from flatminima.optim import GNS, VariationalAdam
+    from flatminima.optim import GNS, GreedyBCD, VariationalAdam
     from flatminima.perturb import (
         ASAM,
         BSAM,
@@ -143,6 +144,7 @@ __all__ = [
     "CutMix",
     "DistanceConstraint",
     "DistancePenalty",
+    "DualT",
     "ELRLoss",
     "ELRPlus",
     "EmpiricalFisher",
@@ -150,6 +152,7 @@ __all__ = [
     "FriendlySAM",
     "GaussNewton",
     "GradientNorm",
+    "GreedyBCD",
     "Hessian",
     "InputError",
     "LabelSmoothing",
@@ -270,6 +273,7 @@ _HOMES = {
         "ConRLoss",
         "CrossEntropy",
         "CutMix",
+        "DualT",
         "ELRLoss",
         "ELRPlus",
         "GradientNorm",
@@ -282,7 +286,6 @@ _HOMES = {
         "TracePenalty",
         "features_of",
     },
-    "flatminima.optim": {"GNS", "VariationalAdam"},
     "flatminima.tuning": {
         "MAID",
         "BilevelResult",
@@ -291,6 +294,7 @@ _HOMES = {
         "minimize_bilevel",
         "tune_penalties",
     },
+    "flatminima.optim": {"GNS", "GreedyBCD", "VariationalAdam"},
 }
 """Where a public name lives; in `flatminima.perturb` if it is not here."""
 

@@ -1,5 +1,29 @@
 """Architectures and estimators that methods of the field bring with them."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from flatminima.errors import require
 from flatminima.models.cards import CARDS
 
-__all__ = ["CARDS"]
+if TYPE_CHECKING:
+    from flatminima.models.block_coordinate import GreedyLinearRegressor, GreedyLogisticClassifier
+    from flatminima.models.label_propagation import GreedyLabelPropagation
+
+__all__ = ["CARDS", "GreedyLabelPropagation", "GreedyLinearRegressor", "GreedyLogisticClassifier"]
+
+_ESTIMATORS = {
+    "GreedyLabelPropagation": "flatminima.models.label_propagation",
+    "GreedyLinearRegressor": "flatminima.models.block_coordinate",
+    "GreedyLogisticClassifier": "flatminima.models.block_coordinate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Late: scikit-learn is an extra, and slow to import.
+    if name not in _ESTIMATORS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require("sklearn", "estimators")
+    return getattr(importlib.import_module(_ESTIMATORS[name]), name)
