@@ -67,6 +67,8 @@ if TYPE_CHECKING:
         PSKD,
         AbsoluteError,
         BackwardCorrection,
+        ConR,
+        ConRLoss,
         CrossEntropy,
         CutMix,
         DualT,
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
         SquaredError,
         Supervised,
         TracePenalty,
+        features_of,
     )
     from flatminima.optim import GNS, GreedyBCD, VariationalAdam
     from flatminima.perturb import (
@@ -134,6 +137,8 @@ __all__ = [
     "BackwardCorrection",
     "BilevelResult",
     "Card",
+    "ConR",
+    "ConRLoss",
     "CrossEntropy",
     "CurvatureReport",
     "CutMix",
@@ -183,6 +188,7 @@ __all__ = [
     "class_sensitivity",
     "curvature",
     "dynamical_stability",
+    "features_of",
     "hessian_diagonal",
     "hessian_trace",
     "inexact_hypergradient",
@@ -263,6 +269,8 @@ _HOMES = {
         "PSKD",
         "AbsoluteError",
         "BackwardCorrection",
+        "ConR",
+        "ConRLoss",
         "CrossEntropy",
         "CutMix",
         "DualT",
@@ -276,6 +284,7 @@ _HOMES = {
         "SquaredError",
         "Supervised",
         "TracePenalty",
+        "features_of",
     },
     "flatminima.tuning": {
         "MAID",
