@@ -54,7 +54,7 @@ MAY_KNOW = {
         *CORE,
     },
     "__main__": {"cli"},
-    "flatminima": {"errors", *CORE},
+    "flatminima": {"errors", "models", *CORE},
 }
 """Each room of the house and the rooms it may import."""
 

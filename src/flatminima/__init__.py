@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         top_eigenvalues,
         worst_case_sharpness,
     )
+    from flatminima.models import BoostedNetworkClassifier, BoostedNetworkRegressor
     from flatminima.objectives import (
         BackwardCorrection,
         CrossEntropy,
@@ -97,6 +98,8 @@ __all__ = [
     "SAM",
     "USAM",
     "BackwardCorrection",
+    "BoostedNetworkClassifier",
+    "BoostedNetworkRegressor",
     "Card",
     "CrossEntropy",
     "CurvatureReport",
@@ -189,6 +192,7 @@ _HOMES = {
         "top_eigenvalues",
         "worst_case_sharpness",
     },
+    "flatminima.models": {"BoostedNetworkClassifier", "BoostedNetworkRegressor"},
     "flatminima.reparam": {"DistanceConstraint", "DistancePenalty"},
     "flatminima.objectives": {
         "BackwardCorrection",

@@ -1,5 +1,30 @@
 """Architectures and estimators that methods of the field bring with them."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from flatminima.errors import require
 from flatminima.models.cards import CARDS
 
-__all__ = ["CARDS"]
+if TYPE_CHECKING:
+    from flatminima.models.boosted_networks import (
+        BoostedNetworkClassifier,
+        BoostedNetworkRegressor,
+    )
+
+__all__ = ["CARDS", "BoostedNetworkClassifier", "BoostedNetworkRegressor"]
+
+_ESTIMATORS = {
+    "BoostedNetworkClassifier": "flatminima.models.boosted_networks",
+    "BoostedNetworkRegressor": "flatminima.models.boosted_networks",
+}
+"""Where the estimators live, which need scikit-learn."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ESTIMATORS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require("sklearn", "estimators")
+    return getattr(importlib.import_module(_ESTIMATORS[name]), name)
