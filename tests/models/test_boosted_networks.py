@@ -163,7 +163,8 @@ def test_without_penalty_the_best_length_along_fitted_units_is_one():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_network_is_boosting_written_out(kind):
     X, y = problem(kind)
-    settings = {"alpha": 0.01, "max_iter": 30}
+    # Few iterations: L-BFGS makes more of a rounding error in the residuals with each.
+    settings = {"alpha": 0.01, "max_iter": 8}
     found = boost(
         X,
         y,
