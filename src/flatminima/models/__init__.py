@@ -13,12 +13,33 @@ if TYPE_CHECKING:
         BoostedNetworkClassifier,
         BoostedNetworkRegressor,
     )
+    from flatminima.models.wide_and_deep import (
+        DeepKernelClassifier,
+        DualActivation,
+        HilbertKernelClassifier,
+        limiting_classifier,
+        optimal_activation,
+    )
 
-__all__ = ["CARDS", "BoostedNetworkClassifier", "BoostedNetworkRegressor"]
+__all__ = [
+    "CARDS",
+    "BoostedNetworkClassifier",
+    "BoostedNetworkRegressor",
+    "DeepKernelClassifier",
+    "DualActivation",
+    "HilbertKernelClassifier",
+    "limiting_classifier",
+    "optimal_activation",
+]
 
 _ESTIMATORS = {
     "BoostedNetworkClassifier": "flatminima.models.boosted_networks",
     "BoostedNetworkRegressor": "flatminima.models.boosted_networks",
+    "DeepKernelClassifier": "flatminima.models.wide_and_deep",
+    "DualActivation": "flatminima.models.wide_and_deep",
+    "HilbertKernelClassifier": "flatminima.models.wide_and_deep",
+    "limiting_classifier": "flatminima.models.wide_and_deep",
+    "optimal_activation": "flatminima.models.wide_and_deep",
 }
 """Where the estimators live, which need scikit-learn."""
 

@@ -14,4 +14,15 @@ CARDS: tuple[Card, ...] = (
         source="Emami, Martinez-Munoz, 2019, arXiv 1909.12098",
         slot="model",
     ),
+    Card(
+        name="wide-and-deep-classifiers",
+        title="Wide-and-deep classifiers",
+        equation="sign(k_L(x, X) K_L(X, X)^-1 y), and its limits as L grows",
+        gradients="none: n^2 L for the kernel, n^3 / 3 to solve; the limits only n L a prediction",
+        buffers="0",
+        strength="depth",
+        suggested="60",
+        source="Radhakrishnan, Belkin, Uhler, 2022, arXiv 2204.14126",
+        slot="model",
+    ),
 )
