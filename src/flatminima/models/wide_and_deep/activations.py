@@ -82,7 +82,7 @@ class DualActivation:
         """Of any activation, by its Hermite series.
 
         The integrals are sums over 32768 points in float64, good to rounding for smooth
-        activations and to about 1e-3 for kinks. B is an integral too, of the derivative by autograd.
+        activations and to about 1e-3 for kinks. B is an integral too, of autograd's derivative.
 
         Args:
             activation: A function of a float64 tensor, elementwise, such as `torch.tanh`.

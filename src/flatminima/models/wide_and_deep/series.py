@@ -50,7 +50,9 @@ def hermite_coefficients(
         found[k] = step * (phi * root * now).sum()
         before, now = now, (x * now - np.sqrt(k) * before) / np.sqrt(k + 1)
     density = root * root
-    return found, float(step * (phi**2 * density).sum()), float(step * (slope**2 * density).sum())
+    with np.errstate(over="ignore"):
+        power, bend = (float(step * (part**2 * density).sum()) for part in (phi, slope))
+    return found, power, bend
 
 
 def above_lowest(terms: list[tuple[int, float]], t: Tensor) -> tuple[int, Tensor]:
