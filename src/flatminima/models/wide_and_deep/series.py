@@ -64,6 +64,8 @@ def above_lowest(terms: list[tuple[int, float]], t: Tensor) -> tuple[int, Tensor
         terms: (exponent, coefficient), exponents rising.
         t: Where; a new tensor is returned.
     """
+    if not terms:
+        return 0, torch.zeros_like(t)
     exponents = [k for k, _ in terms]
     gaps = {high - low for low, high in pairwise(exponents)}
     powers = {gap: _power(t, gap) for gap in gaps}
