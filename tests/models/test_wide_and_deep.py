@@ -331,6 +331,13 @@ def test_inputs_that_are_alike_count_with_their_mean_label():
     assert votes.decision_function(X[:1])[0] == pytest.approx((1 - 2 * y[0]) / 3)
 
 
+def test_what_is_at_right_angles_to_all_samples_gets_the_majority():
+    X, y = np.array([[1.0, 0, 0], [0.9, 0.1, 0], [0.8, 0.3, 0]]), [0, 1, 1]
+    for kind in ("nngp", "limit"):
+        model = DeepKernelClassifier(dimension=2, kind=kind, lift=False).fit(X, y)
+        assert model.predict([[0, 0, 1.0]]) == [1]
+
+
 def test_lifting_keeps_lengths():
     X, y = np.array([[1.0], [2.0], [3.0], [4.0]]), [0, 0, 1, 1]
     assert DeepKernelClassifier(dimension=1).fit(X, y).predict([[1.2], [3.9]]).tolist() == [0, 1]

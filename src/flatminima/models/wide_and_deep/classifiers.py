@@ -143,7 +143,8 @@ class DeepKernelClassifier(_KernelVote):
         activation_: The dual activation.
         limit_: What it becomes with depth, a `Limit`.
         dimension_: That given or estimated; None where it plays no part.
-        sufficient_depth_: A depth at which a singular limit is near; None of other limits.
+        sufficient_depth_: A depth at which a singular limit is near; None of other limits, and
+            where no depth is used.
         points_: Training inputs on the sphere; coefficients_: of each, and class.
 
     Example:
@@ -202,15 +203,20 @@ class DeepKernelClassifier(_KernelVote):
         np.add.at(means, group.reshape(-1), targets)
         means /= times[:, None]
         interpolates = self.kind != "limit"
+        chunks.size(len(apart) if interpolates else len(points))
         if interpolates and self.solver == "cholesky":
             chunks.refuse_matrix(len(apart))
         different = torch.from_numpy(apart).to(chunks.device)
-        nearest = nearest_two(different, chunks, progress) if len(apart) > 2 else None
+        estimates = isinstance(self.activation, str) and self.activation == "optimal"
+        estimates = estimates and self.dimension is None
+        nearest = None
+        if len(apart) > 2 and (interpolates or estimates):
+            nearest = nearest_two(different, chunks, progress)
         self.activation_, self.dimension_ = self._activation(nearest)
         self.limit_ = self.activation_.taxonomy()
         self._refuse_slow_series()
         self.sufficient_depth_ = None
-        if self.limit_.kind == "singular" and nearest is not None:
+        if interpolates and self.limit_.kind == "singular" and nearest is not None:
             gap = 0.5 * float(nearest[0].min()) ** 2
             self.sufficient_depth_ = sufficient_depth(self.activation_, gap, len(apart))
         self.points_, self.coefficients_ = points, targets
