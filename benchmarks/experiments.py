@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,14 @@ from flatminima.study.numbers import difference, with_error
 from flatminima.study.vary_plot import MARKERS, PALETTE, WORDS, draw
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import rates  # noqa: E402, a module beside this one
+
 RESULTS, RECIPES, PAGE = ROOT / "docs/results", ROOT / "recipes/paper", ROOT / "docs/experiments.md"
 DRAWN = ("test_accuracy", "test_loss", "hessian_trace")
 ALONG = ("test_loss", "hessian_trace", "perturbation_gap")
-"""What is drawn of a setting's values, and of the epochs of runs."""
+"""What is drawn of a setting's values, and of the epochs of runs, where a recipe does not say."""
 
 
 def keep(folder: Path) -> None:
@@ -39,9 +45,11 @@ def keep(folder: Path) -> None:
         draw(found, figure, _about(name).get("shows", DRAWN))
     else:
         found = {"summary": read_json(folder / "results.json")}
-        if along := _along(folder):
+        if along := _along(folder, _about(name).get("along", ALONG)):
             found["along"] = along
             _draw_along(along, RESULTS / f"experiment-{name}.svg")
+        if name == "rates":
+            found["rates"] = rates.kept(folder)
     write_json(RESULTS / f"experiment-{name}.json", found)
     environment = next(folder.rglob("environment.json"))
     write_json(RESULTS / f"experiment-{name}-environment.json", read_json(environment))
@@ -53,19 +61,24 @@ def _about(name: str) -> dict[str, Any]:
     return about
 
 
-def _along(folder: Path) -> dict[str, Any]:
+MOST = 200
+"""Points of a curve that are kept."""
+
+
+def _along(folder: Path, metrics: Sequence[str]) -> dict[str, Any]:
     """Means over seeds of what was measured along the runs, with 95 % intervals."""
     found: dict[str, Any] = {}
     for method in read_json(folder / "study.json")["methods"]:
         runs = []
         for run in sorted((folder / method.replace(":", ",")).glob("seed-*")):
             lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-            runs.append({r["epoch"]: r for r in lines if ALONG[1] in r})
+            runs.append({r["epoch"]: r for r in lines if all(m in r for m in metrics)})
         epochs = sorted(set(runs[0]).intersection(*runs))
         if not epochs:
             return {}
+        epochs = epochs[:: max(1, len(epochs) // MOST)]
         found[method] = {"epoch": epochs}
-        for metric in ALONG:
+        for metric in metrics:
             means = [mean_ci([run[epoch][metric] for run in runs]) for epoch in epochs]
             found[method][metric] = {
                 "mean": [mean.mean for mean in means],
@@ -74,21 +87,31 @@ def _along(folder: Path) -> dict[str, Any]:
     return found
 
 
+LOGARITHMIC = {"test_error", "validation_squared_gradient"}
+
+
 def _draw_along(along: dict[str, Any], file: Path) -> None:
     _deterministic()
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(ALONG), figsize=(13, 3.6), layout="constrained")
-    for metric, ax in zip(ALONG, panels, strict=True):
+    metrics = [metric for metric in next(iter(along.values())) if metric != "epoch"]
+    size = (13 if len(metrics) > 1 else 7, 3.6)
+    figure, panels = plt.subplots(
+        1, len(metrics), figsize=size, layout="constrained", squeeze=False
+    )
+    for metric, ax in zip(metrics, panels[0], strict=True):
         for index, (method, values) in enumerate(along.items()):
             means, intervals = values[metric]["mean"], values[metric]["ci95"]
             color = PALETTE[index]
-            line = {"color": color, "marker": MARKERS[index], "label": method, "markersize": 4}
+            marker = MARKERS[index] if len(means) <= 30 else ""
+            line = {"color": color, "marker": marker, "label": method, "markersize": 4}
             ax.plot(values["epoch"], means, **line)
             low, high = zip(*intervals, strict=True)
             ax.fill_between(values["epoch"], low, high, color=color, alpha=0.15, linewidth=0)
         ax.set(xlabel="epoch", ylabel=WORDS.get(metric, metric.replace("_", " ")))
-    panels[0].legend(frameon=False)
+        if metric in LOGARITHMIC:
+            ax.set(xscale="log", yscale="log")
+    panels[0, 0].legend(frameon=False)
     figure.savefig(file, metadata={"Date": None})
 
 
@@ -124,7 +147,12 @@ def page() -> str:
         if (RESULTS / f"experiment-{recipe.stem}.svg").is_file():
             parts.append(f"![{about['title']}](results/experiment-{recipe.stem}.svg)\n")
         shown = about.get("shows", DRAWN)[0]
-        table = markdown_table(found["summary"]) if "summary" in found else _varied(found, shown)
+        if "rates" in found:
+            table = rates.table(found["rates"])
+        else:
+            table = (
+                markdown_table(found["summary"]) if "summary" in found else _varied(found, shown)
+            )
         parts.append(table)
         parts.append(f"**Verdict**: {about['verdict'].strip()}\n")
     return "\n".join(parts)

@@ -26,6 +26,7 @@ class Card:
         aliases: Other names.
         preset: Options that tell it from another method of the same class.
         base: The only base optimizer that it can wrap, as a recipe names it; "" takes any.
+        tasks: Of an objective, the tasks that it is a loss of.
     """
 
     name: str
@@ -40,3 +41,4 @@ class Card:
     aliases: tuple[str, ...] = ()
     preset: Mapping[str, Any] | None = None
     base: str = ""
+    tasks: tuple[str, ...] = ("classification",)

@@ -183,7 +183,7 @@ def test_best_and_early_stopping(tmp_path):
     assert len(accuracies) < 60
     assert max(accuracies) == accuracies[-3] > max(accuracies[-2:]) - 1e-12
     best = json.loads((tmp_path / "a/checkpoints/best/state.json").read_text())["progress"]
-    assert best["best_accuracy"] == max(accuracies)
+    assert best["best_score"] == max(accuracies)
     assert not (tmp_path / "a/checkpoints/best/optimizer.pt").exists()
 
 

@@ -10,7 +10,8 @@ from flatminima.errors import InputError
 from flatminima.objectives import LabelSmoothing, Mixup
 from flatminima.study.compare import compare
 from flatminima.training.assemble import objective, prepare
-from flatminima.training.recipe import Recipe, parse_brackets
+from flatminima.training.brackets import parse_brackets
+from flatminima.training.recipe import Recipe
 from flatminima.training.run import finetune
 
 QUICK = {"epochs": 2, "pretrain": False, "measure": False}

@@ -6,23 +6,31 @@ from flatminima.objectives.given import Loss, OwnLoss, as_objective
 from flatminima.objectives.mixing import CutMix, Mixup
 from flatminima.objectives.penalties import GradientNorm, TracePenalty
 from flatminima.objectives.registry import make_objective, objective_card, objective_cards
+from flatminima.objectives.regression import AbsoluteError, LinearLoss, SquaredError
+from flatminima.objectives.remembering import Remembering, Setting, sample_index
 from flatminima.objectives.supervised import Batch, Objective, Supervised
 
 __all__ = [
+    "AbsoluteError",
     "BackwardCorrection",
     "Batch",
     "CrossEntropy",
     "CutMix",
     "GradientNorm",
     "LabelSmoothing",
+    "LinearLoss",
     "Loss",
     "Mixup",
     "Objective",
     "OwnLoss",
+    "Remembering",
+    "Setting",
+    "SquaredError",
     "Supervised",
     "TracePenalty",
     "as_objective",
     "make_objective",
     "objective_card",
     "objective_cards",
+    "sample_index",
 ]

@@ -14,7 +14,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from flatminima.errors import InputError, require
 from flatminima.measure import LiveTrace
-from flatminima.objectives import Objective, make_objective, objective_card
+from flatminima.objectives import (
+    Objective,
+    Remembering,
+    Setting,
+    make_objective,
+    objective_card,
+    objective_cards,
+)
 from flatminima.optim import VariationalAdam
 from flatminima.perturb import NSO, Perturbed, card, options
 from flatminima.progress import Progress, silent
@@ -22,6 +29,7 @@ from flatminima.reparam import Reparam, make_reparam
 from flatminima.training import models
 from flatminima.training.averaging import Average
 from flatminima.training.batches import batches_per_epoch
+from flatminima.training.brackets import parse_brackets
 from flatminima.training.data.encode import encode
 from flatminima.training.data.examples import DataSet
 from flatminima.training.data.load import load as load_data
@@ -34,9 +42,10 @@ from flatminima.training.methods import (
     strength_schedule,
 )
 from flatminima.training.pretrain import pretrain
-from flatminima.training.recipe import Recipe, parse_brackets, parse_method
+from flatminima.training.recipe import Recipe, parse_method
 from flatminima.training.specs import LoopSpec, OptimizerSpec
 from flatminima.training.state import Run
+from flatminima.training.tasks import Task, task_of
 from flatminima.training.threads import fitting_threads
 
 MIXABLE = {"mixup": ("image", "vector"), "cutmix": ("image",)}
@@ -57,6 +66,11 @@ class Prepared:
     data: DataSet
     built: models.Built
 
+    @property
+    def task(self) -> Task:
+        """What it is scored by."""
+        return task_of(self.data)
+
 
 def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     """Load the data and build the model of a recipe, from its seed.
@@ -68,6 +82,7 @@ def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     own_base = card(parse_method(recipe.perturb.perturb)[0]).base
     seed = recipe.loop.seed
     data = load_data(recipe.data, seed, progress)
+    recipe = recipe.but(objective=recipe.objective.objective or task_of(data).objective)
     objective(recipe, data)
     reparam(recipe, torch.nn.Linear(1, 1))
     name = recipe.model.model or models.default_model(data)
@@ -97,6 +112,8 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
         InputError: settings that do not fit the data or each other.
     """
     recipe, data = prepared.recipe, prepared.data
+    # Parameters that it adds must be there before they are shared among processes and optimized.
+    free = reparam(recipe, prepared.built.model.to(accelerator.device))
     model = accelerator.prepare_model(prepared.built.model)
     base = _base_optimizer(model, recipe.optimizer, len(data.train))
     per_epoch = batches_per_epoch(
@@ -106,7 +123,6 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
         raise InputError(f"{len(data.train)} training samples are too few for the processes")
     epochs = recipe.loop.epochs
     assert epochs is not None
-    free = reparam(recipe, accelerator.unwrap_model(model))
     optimizer = perturbed(base, recipe)
     optimizer.scaler = accelerator.scaler  # some methods must know how gradients are scaled
     total = epochs * per_epoch
@@ -114,6 +130,10 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
         total = max(1, round(total / optimizer.gradients_per_step(recipe.loop.batch_size)))
     # Only now: a schedule that starts at 0 would make the first step, and so all, look cheap.
     optimizer.schedule = strength_schedule(optimizer, recipe, total, per_epoch)
+    minimized = objective(recipe, data)
+    if isinstance(minimized, Remembering):
+        minimized.begin(Setting(len(data.train), data.outputs, total, per_epoch))
+        minimized.to(accelerator.device)
     validation = None
     if len(data.validation):
         validation = encode(data.validation, data, prepared.built.encoding)
@@ -124,8 +144,10 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
         model=model,
         optimizer=optimizer,
         scheduler=_lr_scheduler(optimizer, recipe, total, per_epoch),
-        objective=free.objective(objective(recipe, data)),
+        objective=free.objective(minimized),
         reparam=free,
+        task=prepared.task,
+        remembering=minimized if isinstance(minimized, Remembering) else None,
         train=encode(data.train, data, prepared.built.encoding, augment=True),
         validation=validation,
         spec=recipe.loop,
@@ -147,8 +169,15 @@ def objective(recipe: Recipe, data: DataSet) -> Objective:
     Raises:
         InputError: no such objective, options that it does not have, or data that it is not for.
     """
-    name, given = parse_brackets(recipe.objective.objective)
+    name, given = parse_brackets(recipe.objective.objective or task_of(data).objective)
     found = make_objective(name, **given)
+    tasks = objective_card(name).tasks
+    if data.task not in tasks and name != parse_brackets(task_of(data).objective)[0]:
+        fitting = [card.name for card in objective_cards() if data.task in card.tasks]
+        raise InputError(
+            f"--objective {name} is a loss of {' or '.join(tasks)}, and "
+            f"{data.name} is a task of {data.task}: take {' or '.join(fitting)}"
+        )
     kinds = MIXABLE.get(objective_card(name).name)
     if kinds is not None and data.kind not in kinds:
         raise InputError(
@@ -234,7 +263,7 @@ def _check_choosing(recipe: Recipe, data: DataSet) -> None:
     """Refuse to choose by validation where there are no validation samples."""
     if recipe.loop.keep == "best" or recipe.loop.early_stopping is not None:
         raise InputError(
-            "--keep best and --early-stopping choose by validation accuracy, and "
+            "--keep best and --early-stopping choose by validation score, and "
             f"{data.name} has no validation samples: set --validation-fraction"
         )
 

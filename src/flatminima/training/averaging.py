@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from flatminima.objectives.supervised import inputs_and_targets, logits
-from flatminima.training.evaluate import to_device
+from flatminima.training.data.device import to_device
 
 
 class Average:

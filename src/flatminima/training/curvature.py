@@ -8,11 +8,11 @@ import torch
 from torch.utils.data import Subset
 
 from flatminima.measure import CurvatureReport, curvature
-from flatminima.objectives import Supervised
 from flatminima.progress import Progress, silent
 from flatminima.training.assemble import Prepared
+from flatminima.training.data.device import to_device
 from flatminima.training.data.encode import encode
-from flatminima.training.evaluate import evaluate, loader, to_device
+from flatminima.training.loader import loader
 from flatminima.training.state import Run
 from flatminima.training.threads import fitting_threads
 
@@ -44,7 +44,7 @@ def measure(
     with fitting_threads(model):
         return curvature(
             model.to(device),
-            Supervised(),
+            prepared.task.loss,
             measured_batches(prepared, device),
             progress=progress,
             **{**of_recipe, **settings},
@@ -104,6 +104,7 @@ def look(prepared: Prepared, run: Run, epoch: int) -> dict[str, float]:
     numbers = headline(measure(prepared, model, device))
     if len(prepared.data.test):
         encoded = encode(prepared.data.test, prepared.data, prepared.built.encoding)
-        score = evaluate(model, loader(encoded, prepared.recipe.loop.batch_size), device)
-        numbers |= {"test_accuracy": score.accuracy, "test_loss": score.loss}
+        batches = loader(encoded, prepared.recipe.loop.batch_size)
+        score = prepared.task.score(model, batches, device)
+        numbers |= {f"test_{metric}": value for metric, value in score.items()}
     return numbers

@@ -17,9 +17,10 @@ from flatminima.perturb.shares import sample_count
 from flatminima.progress import TrainingProgress
 from flatminima.training import checkpoint
 from flatminima.training.batches import Epoch
-from flatminima.training.evaluate import Score, evaluate, loader, to_device
+from flatminima.training.data.device import to_device
 from flatminima.training.gradient import clip, gather_gradient
 from flatminima.training.interrupts import Interrupted, Request, deferred
+from flatminima.training.loader import loader
 from flatminima.training.state import Run, State
 
 
@@ -43,10 +44,12 @@ def train(run: Run, state: State, progress: TrainingProgress) -> State:
                 epoch_done = state.step % run.per_epoch == 0 or state.step == run.total_steps
                 if epoch_done:
                     _end_of_epoch(run, state)
-                if epoch_done or (spec.save_every and state.step % spec.save_every == 0):
+                due = epoch_done if spec.save_every is None else not state.step % spec.save_every
+                saved = due or state.step == run.total_steps or state.stopped_early
+                if saved:
                     save(run, state)
                 if _asked_to_stop(run, stop):
-                    if not epoch_done:
+                    if not saved:
                         save(run, state)
                     raise Interrupted(
                         f"stopped after step {state.step} of {run.total_steps}, saved; continue "
@@ -68,6 +71,7 @@ def _rest_of_epoch(run: Run, step: int) -> Iterator[tuple[int, Any]]:
         start=done,
         rank=run.accelerator.process_index,
         world_size=run.accelerator.num_processes,
+        shuffled=run.train.shuffled,
     )
     run.model.train()
     batches = loader(run.train, batch_sampler=order)
@@ -101,6 +105,8 @@ def _timed_step(run: Run, state: State, samples: int, batch: Any) -> None:
         raise NonFinite(_not_finite(run, state, loss, norm))
     if finite and run.reparam is not None:
         run.reparam.after_step()
+    if run.remembering is not None:
+        run.remembering.after_step(finite)
     if not finite:
         state.skipped += 1
         for buffer, value in zip(run.model.buffers(), before, strict=False):
@@ -153,11 +159,12 @@ def _beside(run: Run) -> tuple[str, ...]:
 def _end_of_epoch(run: Run, state: State) -> None:
     epoch = -(-state.step // run.per_epoch)
     record: dict[str, Any] = {"step": state.step, "epoch": epoch}
-    if run.validation is not None:
+    due = epoch % run.spec.validate_every == 0 or state.step == run.total_steps
+    if run.validation is not None and due:
         score = _validate(run)
-        record |= {"validation_accuracy": score.accuracy, "validation_loss": score.loss}
-        if score.accuracy > state.best_accuracy:
-            state.best_accuracy, state.best_step = score.accuracy, state.step
+        record |= {f"validation_{metric}": value for metric, value in score.items()}
+        if run.task.better(score) > state.best_score:
+            state.best_score, state.best_step = run.task.better(score), state.step
             state.stale_epochs = 0
             if run.spec.keep == "best":
                 save(run, state, "best")
@@ -165,20 +172,22 @@ def _end_of_epoch(run: Run, state: State) -> None:
             state.stale_epochs += 1
         patience = run.spec.early_stopping
         state.stopped_early = patience is not None and state.stale_epochs >= patience
-    run.log.write({**record, **run.look(epoch)})
+    record |= run.look(epoch)
+    if due or len(record) > 2:
+        run.log.write(record)
 
 
-def _validate(run: Run) -> Score:
+def _validate(run: Run) -> dict[str, float]:
     """The first process's score, which all go by: BatchNorm statistics are each process's own."""
-    found = torch.zeros(2, dtype=torch.float64, device=run.accelerator.device)
+    device, names = run.accelerator.device, run.task.metrics
+    found = torch.zeros(len(names), dtype=torch.float64, device=device)
     if run.accelerator.is_main_process:
         model = run.accelerator.unwrap_model(run.model)
-        batches = loader(run.validation, run.spec.batch_size)
-        score = evaluate(model, batches, run.accelerator.device)
-        found += torch.tensor([score.accuracy, score.loss])
+        score = run.task.score(model, loader(run.validation, run.spec.batch_size), device)
+        found += torch.tensor([score[name] for name in names], dtype=torch.float64)
     if run.accelerator.num_processes > 1:
         torch.distributed.broadcast(found, src=0)
-    return Score(*found.tolist())
+    return dict(zip(names, found.tolist(), strict=True))
 
 
 def _asked_to_stop(run: Run, stop: Request) -> bool:
@@ -210,6 +219,7 @@ def save(run: Run, state: State, name: str = "last") -> None:
         "scheduler": run.scheduler.state_dict(),
         "average": run.average.state_dict() if run.average else None,
         "meter": run.meter.state_dict() if run.meter else None,
+        "objective": run.remembering.state_dict() if run.remembering else None,
         "scaler": run.accelerator.scaler.state_dict() if run.accelerator.scaler else None,
         "random": {
             "cpu": torch.get_rng_state(),
@@ -235,6 +245,8 @@ def load(run: Run, found: checkpoint.Checkpoint) -> State:
         run.average.load_state_dict(tensors["average"])
     if run.meter and tensors.get("meter"):
         run.meter.load_state_dict(tensors["meter"])
+    if run.remembering:
+        run.remembering.load_state_dict(tensors["objective"])
     if run.accelerator.scaler and tensors["scaler"]:
         run.accelerator.scaler.load_state_dict(tensors["scaler"])
     torch.set_rng_state(tensors["random"]["cpu"])

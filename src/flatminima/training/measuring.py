@@ -12,14 +12,14 @@ import torch
 
 from flatminima.errors import InputError
 from flatminima.measure import CurvatureReport, PacBayesBound, pac_bayes_bound
-from flatminima.objectives import Supervised
 from flatminima.progress import Progress, silent
 from flatminima.training import checkpoint
 from flatminima.training.assemble import Prepared, prepare
 from flatminima.training.curvature import measure
+from flatminima.training.data.device import to_device
 from flatminima.training.data.encode import encode
 from flatminima.training.directory import RunDirectory
-from flatminima.training.evaluate import loader, to_device
+from flatminima.training.loader import loader
 from flatminima.training.recipe import Recipe
 from flatminima.training.threads import fitting_threads
 
@@ -101,7 +101,7 @@ def bound_target(
     with fitting_threads(model):
         found = pac_bayes_bound(
             model,
-            Supervised(),
+            prepared.task.loss,
             [to_device(batch, device) for batch in batches],
             reference=start.to(device),
             traces=BOUND_TRACES,

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,6 +20,7 @@ from flatminima.files import write_json
 from flatminima.training.data.encode import Encoding
 from flatminima.training.data.examples import DataSet
 from flatminima.training.networks import CNN, MLP
+from flatminima.training.theory import Cosines, MatrixFactor
 from flatminima.training.vocabulary import make_tokenizer
 
 BUILTIN = ("mlp", "cnn")
@@ -57,8 +59,17 @@ class Built:
     companions: Callable[[Path], None] = field(default=lambda folder: None)
 
 
+OF_MEASUREMENTS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
+    "matrix-sensing": ("matrix-factor", MatrixFactor),
+    "cosines": ("cosines", Cosines),
+}
+"""Tasks that only one model is for: its name, and how to make it for inputs of some length."""
+
+
 def default_model(data: DataSet) -> str:
     """The model of a data set when the user names none."""
+    if data.task in OF_MEASUREMENTS:
+        return OF_MEASUREMENTS[data.task][0]
     if data.kind == "text":
         return "bert-small"
     return "mlp" if data.kind == "vector" or data.name == "digits" else "cnn"
@@ -75,6 +86,11 @@ def build(name: str, data: DataSet, *, new_head: bool = False) -> Built:
     Raises:
         InputError: no such model, or it does not fit the data.
     """
+    if data.task in OF_MEASUREMENTS:
+        fitting, make = OF_MEASUREMENTS[data.task]
+        if name != fitting:
+            raise InputError(f"{data.name} is for the model {fitting!r} alone, not {name!r}")
+        return Built(make(np.asarray(data.train.inputs).shape[1]), Encoding(), "builtin", True)
     if name in BUILTIN:
         return _builtin(name, data)
     if data.kind == "vector":
@@ -104,12 +120,12 @@ def _builtin(name: str, data: DataSet) -> Built:
     if name == "mlp":
         features = 3 * size * size if shape is None else int(torch.Size(shape[1:]).numel())
         encoding = Encoding(flatten=True, size=size if shape is None else None)
-        return Built(MLP(features, len(data.classes)), encoding, "builtin", True)
+        return Built(MLP(features, data.outputs), encoding, "builtin", True)
     if data.kind == "vector":
         raise InputError(f"the model 'cnn' takes images, but {data.name} holds vectors: use mlp")
     channels = 3 if shape is None else int(shape[1])
     encoding = Encoding(size=size if shape is None else None, channels=channels)
-    return Built(CNN(channels, len(data.classes)), encoding, "builtin", True)
+    return Built(CNN(channels, data.outputs), encoding, "builtin", True)
 
 
 def _from_config(settings: dict[str, Any], name: str, data: DataSet) -> Built:

@@ -41,8 +41,15 @@ class Predictions:
         self._predicted: list[int] = []
         self._confidence: list[float] = []
 
+    @property
+    def taken(self) -> bool:
+        """Whether there are any."""
+        return bool(self._predicted)
+
     def saw(self, logits: Tensor) -> None:
-        """The logits of the next samples, shape (samples, classes)."""
+        """The logits of the next samples, shape (samples, classes); other outputs are not kept."""
+        if not self._data.classes:
+            return
         confidence, predicted = torch.softmax(logits.double(), dim=1).max(dim=1)
         self._predicted += predicted.tolist()
         self._confidence += confidence.tolist()

@@ -23,7 +23,7 @@ from flatminima.progress import Progress, silent
 from flatminima.training.batches import Epoch
 from flatminima.training.data.encode import Encoding, encode
 from flatminima.training.data.examples import DataSet
-from flatminima.training.evaluate import loader
+from flatminima.training.loader import loader
 
 EPOCHS, LEARNING_RATE, MOMENTUM, BATCH_SIZE = 40, 0.1, 0.9, 32
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from flatminima.errors import InputError, require, unknown
+from flatminima.training.brackets import literal
 from flatminima.training.data.spec import DataSpec
 from flatminima.training.specs import (
     SECTIONS,
@@ -67,6 +68,7 @@ class Recipe:
             )
         for name in ("epochs", "batch_size", "micro_batch_size", "early_stopping", "save_every"):
             _at_least(name, getattr(self.loop, name), 1)
+        _at_least("validate_every", self.loop.validate_every, 1)
         _at_least("live_trace_every", self.loop.live_trace_every, 1)
         for name in ("probes", "draws"):
             _at_least(name, getattr(self.measure, name), 2)
@@ -153,31 +155,7 @@ def parse_method(asked: str) -> tuple[str, dict[str, Any]]:
             raise InputError(f"{asked!r}: write options as name:option=value, not {setting!r}")
         if key in chosen:
             raise InputError(f"{asked!r} sets {key} twice: leave one out")
-        chosen[key] = _literal(value)
-    return name, chosen
-
-
-def parse_brackets(asked: str) -> tuple[str, dict[str, Any]]:
-    """An objective or reparametrization as users write it: `mixup`, `mixup(alpha=0.4)`.
-
-    Brackets, since the options of a method of a comparison stand between colons:
-    `nso:objective=mixup(alpha=0.4)`.
-
-    Returns:
-        Its name, and its options as numbers, truth values or words.
-
-    Raises:
-        InputError: brackets that do not close, or an option without "=".
-    """
-    name, opened, rest = asked.strip().partition("(")
-    if opened and not rest.endswith(")"):
-        raise InputError(f"{asked!r}: write options as name(option=value), not {asked!r}")
-    chosen: dict[str, Any] = {}
-    for setting in filter(None, rest.removesuffix(")").split(";")):
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise InputError(f"{asked!r}: write options as name(option=value), not {setting!r}")
-        chosen[key.strip()] = _literal(value.strip())
+        chosen[key] = literal(value)
     return name, chosen
 
 
@@ -241,17 +219,6 @@ def _whole(value: Any) -> int:
             raise ValueError
         return int(float(value))
     return int(value)
-
-
-def _literal(word: str) -> Any:
-    if word.lower() in ("true", "false"):
-        return word.lower() == "true"
-    for number in (int, float):
-        try:
-            return number(word)
-        except ValueError:
-            continue
-    return word
 
 
 def _check_choices(section: Any) -> None:

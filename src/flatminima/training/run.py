@@ -20,8 +20,8 @@ from flatminima.training.assemble import Prepared, assemble, make_accelerator, p
 from flatminima.training.curvature import headline, look, measure
 from flatminima.training.data.encode import encode
 from flatminima.training.directory import RunDirectory
-from flatminima.training.evaluate import evaluate, loader
 from flatminima.training.interrupts import Interrupted
+from flatminima.training.loader import loader
 from flatminima.training.memory import peak_bytes, reset_peak
 from flatminima.training.predictions import Predictions
 from flatminima.training.recipe import Recipe
@@ -159,14 +159,14 @@ def _train_and_measure(
             run.companions,
         )
     metrics: dict[str, Any] = {}
-    predictions = Predictions(prepared.data)
+    task, predictions = prepared.task, Predictions(prepared.data)
     for part, examples in (("test", prepared.data.test), ("validation", prepared.data.validation)):
         if len(examples):
             encoded = encode(examples, prepared.data, prepared.built.encoding)
             batches = loader(encoded, prepared.recipe.loop.batch_size)
             saw = predictions.saw if part == "test" else None
-            score = evaluate(model, batches, accelerator.device, saw)
-            metrics |= {f"{part}_accuracy": score.accuracy, f"{part}_loss": score.loss}
+            score = task.score(model, batches, accelerator.device, saw)
+            metrics |= {f"{part}_{metric}": value for metric, value in score.items()}
     report = None
     if prepared.recipe.measure.measure:
         report = measure(prepared, model, accelerator.device, progress)
@@ -187,7 +187,7 @@ def _train_and_measure(
         "stopped_early": state.stopped_early,
         "curvature": None if report is None else report.to_dict(),
     }
-    if len(prepared.data.test):
+    if predictions.taken:
         write_json(directory.path / "predictions.json", predictions.to_dict())
     write_json(directory.path / "results.json", results)
     if not prepared.recipe.loop.keep_checkpoints:

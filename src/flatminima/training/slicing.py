@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flatminima import landscape
 from flatminima.errors import InputError, unknown
 from flatminima.landscape import Direction, Frame, Landscape
-from flatminima.objectives import Supervised
+from flatminima.objectives import Objective
 from flatminima.progress import Progress, silent
 from flatminima.training import checkpoint
 from flatminima.training.assemble import prepare
@@ -116,7 +116,16 @@ def slice_target(
         centre = str(Path(target)) if where is None else f"{Path(target)} ({where.folder.name})"
         frame = landscape.around(directions, centre=centre)
         found = _slice(
-            model, batches, frame, settings, _spans(path), path, earlier(file), progress, say
+            model,
+            opened.prepared.task.loss,
+            batches,
+            frame,
+            settings,
+            _spans(path),
+            path,
+            earlier(file),
+            progress,
+            say,
         )
     return found, file
 
@@ -157,12 +166,14 @@ def slice_between(
     with fitting_threads(model):
         frame = landscape.through(model, states)
         file = None if first.home is None else first.home / "landscape-between.json"
-        found = _slice(model, batches, frame, settings, None, (), earlier(file), progress, say)
+        loss, before = first.prepared.task.loss, earlier(file)
+        found = _slice(model, loss, batches, frame, settings, None, (), before, progress, say)
     return found, file
 
 
 def _slice(
     model: nn.Module,
+    loss: Objective,
     batches: list[Any],
     frame: Frame,
     settings: SliceSettings,
@@ -175,7 +186,7 @@ def _slice(
     def make(before: Landscape | None) -> Landscape:
         return landscape.loss_slice(
             model,
-            Supervised(),
+            loss,
             batches,
             frame,
             points=settings.points,
@@ -215,6 +226,7 @@ def _directions(
     progress: Progress,
 ) -> tuple[list[Direction], tuple[tuple[float, float], ...]]:
     kind, fitting, dims = settings.directions, settings.fitting, settings.dims
+    loss = target.prepared.task.loss
     if kind == "trajectory":
         found = landscape.trajectory_directions(model, _checkpoints(target, said, progress))
         return found.directions, found.path
@@ -223,7 +235,7 @@ def _directions(
         which = "largest" if kind == "eigen" else "extremes"
         directions = landscape.eigen_directions(
             model,
-            Supervised(),
+            loss,
             batches,
             which=which,
             count=dims,
@@ -234,7 +246,7 @@ def _directions(
         if dims == 1:
             directions = directions[-1:]
     elif kind == "gradient":
-        directions = [landscape.gradient_direction(model, Supervised(), batches, **fitting)]
+        directions = [landscape.gradient_direction(model, loss, batches, **fitting)]
     elif kind == "optimizer":
         directions = landscape.optimizer_directions(model, _optimizer(target), **fitting)
     elif kind == "between":

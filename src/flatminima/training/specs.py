@@ -39,7 +39,7 @@ class ReparamSpec:
 
     reparam: str = _option(
         "none",
-        "none, distance-penalty or distance-constraint, options in brackets, as in "
+        "none or one of `flatminima methods`, options in brackets, as in "
         "'distance-constraint(radius=0.5)'",
     )
 
@@ -48,10 +48,10 @@ class ReparamSpec:
 class ObjectiveSpec:
     """What is minimized."""
 
-    objective: str = _option(
-        "cross-entropy",
-        "cross-entropy, label-smoothing, mixup, cutmix, backward-correction, gradient-norm or "
-        "trace-penalty, options in brackets, as in 'label-smoothing(alpha=0.4)'",
+    objective: str | None = _option(
+        None,
+        "a loss, see `flatminima methods`; options in brackets, as in 'label-smoothing(alpha=0.4)' "
+        "(default: cross-entropy for classes, squared-error for numbers)",
     )
 
 
@@ -124,7 +124,7 @@ class LoopSpec:
     seed: int = _option(0, "decides data split, label noise, initial weights, order and noise")
     keep: Literal["last", "best", "swa", "ema"] = _option(
         "last",
-        "which weights are tested and measured: the last, the best by validation accuracy, the "
+        "which weights are tested and measured: the last, the best by validation score, the "
         "mean over the ends of epochs, or the exponential moving mean over steps",
     )
     average_from: float = _option(0.75, "part of the steps after which swa and ema average")
@@ -133,8 +133,9 @@ class LoopSpec:
     )
     ema_decay: float = _option(0.99, "decay of ema, a step")
     early_stopping: int | None = _option(
-        None, "stop after this many epochs without better validation accuracy"
+        None, "stop after this many epochs without a better validation score"
     )
+    validate_every: int = _option(1, "epochs between looks at the validation set")
     save_every: int | None = _option(None, "steps between checkpoints (default: an epoch)")
     keep_checkpoints: bool = _option(
         True,

@@ -11,11 +11,9 @@ import torch
 from flatminima.errors import InputError
 from flatminima.files import write_json
 from flatminima.measure import start_sigma
-from flatminima.objectives import Supervised
 from flatminima.training import checkpoint, run
 from flatminima.training.assemble import prepare
 from flatminima.training.curvature import measured_batches
-from flatminima.training.evaluate import evaluate
 from flatminima.training.methods import SHARED_OPTIONS
 from flatminima.training.recipe import Recipe
 from flatminima.training.threads import fitting_threads
@@ -61,9 +59,9 @@ def job(payload: Mapping[str, Any], directory: Path) -> None:
     model = prepared.built.model.to(device)
     batches = measured_batches(prepared, device)
     with fitting_threads(model):
-        before = evaluate(model, batches, device).loss
+        before = prepared.task.score(model, batches, device)["loss"]
         checkpoint.find(home / "checkpoints", ("last", "previous")).load_model(model)
-        after = evaluate(model, batches, device).loss
+        after = prepared.task.score(model, batches, device)["loss"]
         learned = (before - after) / after
         if not learned >= LEAST:
             raise InputError(
@@ -71,6 +69,10 @@ def job(payload: Mapping[str, Any], directory: Path) -> None:
                 "measure noise by"
             )
         found = start_sigma(
-            model, Supervised(), batches, fraction=PART * min(1.0, learned), seed=recipe.loop.seed
+            model,
+            prepared.task.loss,
+            batches,
+            fraction=PART * min(1.0, learned),
+            seed=recipe.loop.seed,
         )
     write_json(directory / "results.json", {**found.to_dict(), "loss_before": before})

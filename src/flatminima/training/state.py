@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from flatminima.measure import LiveTrace
-from flatminima.objectives import Objective
+from flatminima.objectives import Objective, Remembering
 from flatminima.perturb import Perturbed
 from flatminima.reparam import Reparam
 from flatminima.training.averaging import Average
@@ -20,6 +20,7 @@ from flatminima.training.batches import batches_per_epoch
 from flatminima.training.directory import RunDirectory
 from flatminima.training.logs import Log
 from flatminima.training.specs import LoopSpec
+from flatminima.training.tasks import Classification, Task
 
 
 @dataclass
@@ -31,7 +32,7 @@ class State:
         gradients: Gradients computed, in batches.
         seconds: Time spent in steps.
         skipped: Steps left out because a loss or gradient was not finite.
-        best_accuracy: Best validation accuracy so far.
+        best_score: Best validation score so far, such that more is better.
         best_step: The step it was reached at.
         stale_epochs: Epochs since then.
         stopped_early: Whether that ended the run.
@@ -41,7 +42,7 @@ class State:
     gradients: float = 0.0
     seconds: float = 0.0
     skipped: int = 0
-    best_accuracy: float = -math.inf
+    best_score: float = -math.inf
     best_step: int = 0
     stale_epochs: int = 0
     stopped_early: bool = False
@@ -68,6 +69,8 @@ class Run:
         average: Gathers the mean of the weights; None where none is kept.
         meter: Reads the Hessian's trace off the passes; None where none is asked for.
         reparam: Which weights are free, and where.
+        task: How a model is scored.
+        remembering: The objective, where it remembers samples from step to step.
         look: Given the number of an epoch that has ended, what is to be logged of it too.
     """
 
@@ -87,6 +90,8 @@ class Run:
     average: Average | None = None
     meter: LiveTrace | None = None
     reparam: Reparam | None = None
+    task: Task = field(default_factory=Classification)
+    remembering: Remembering | None = None
     look: Callable[[int], dict[str, float]] = lambda epoch: {}
 
     def __post_init__(self) -> None:

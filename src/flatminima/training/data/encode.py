@@ -103,8 +103,8 @@ def encode(
         raise InputError("an encoding with a mean needs a std, and the reverse: give both")
     if encoding.std is not None and min(encoding.std) <= 0:
         raise InputError(f"the std of an encoding is {encoding.std}: it must be positive")
-    if dataset.kind == "vector":
-        return encode_vectors(examples, encoding)
+    if dataset.kind in ("vector", "measurement"):
+        return encode_vectors(examples, encoding, shuffled=dataset.kind == "vector")
     size = dataset.spec.image_size or encoding.size
     return encode_images(
         examples, encoding, size, augment=augment and dataset.spec.augment == "standard"

@@ -27,12 +27,15 @@ class Encoded(Dataset[Batch]):
 
     Args:
         read: Encodes the inputs at some positions.
-        targets: Class indices, shape (n,).
+        examples: Their targets, and their domains where they have some.
+        shuffled: Whether a batch of all of them needs to be.
     """
 
-    def __init__(self, read: Reader, targets: Tensor) -> None:
+    def __init__(self, read: Reader, examples: Examples, shuffled: bool = True) -> None:
         self.read = read
-        self.targets = targets
+        self.shuffled = shuffled
+        self.targets = torch.from_numpy(examples.targets.copy())
+        self.domains = None if examples.domains is None else torch.from_numpy(examples.domains)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -44,7 +47,8 @@ class Encoded(Dataset[Batch]):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch at `indices`: what the DataLoader calls, instead of once per example."""
         index = torch.as_tensor(indices, dtype=torch.int64)
-        return {"inputs": self.read(indices), "targets": self.targets[index], "index": index}
+        found = {"inputs": self.read(indices), "targets": self.targets[index], "index": index}
+        return found if self.domains is None else {**found, "domain": self.domains[index]}
 
 
 def collate(batch: Any) -> Batch:
@@ -53,10 +57,10 @@ def collate(batch: Any) -> Batch:
     return whole
 
 
-def encode_vectors(examples: Examples, encoding: Encoding) -> Encoded:
+def encode_vectors(examples: Examples, encoding: Encoding, shuffled: bool = True) -> Encoded:
     """Feature vectors, normalized."""
     vectors = torch.from_numpy(np.asarray(examples.inputs, dtype=np.float32))
-    return Encoded(_Arrays(vectors, encoding, None), _targets(examples))
+    return Encoded(_Arrays(vectors, encoding, None), examples, shuffled)
 
 
 def encode_images(
@@ -70,12 +74,12 @@ def encode_images(
     if isinstance(examples.inputs, np.ndarray):
         arrays = torch.from_numpy(examples.inputs)
         module = jitter_augmentation() if augment else None
-        return Encoded(_Arrays(arrays, encoding, size, module), _targets(examples))
+        return Encoded(_Arrays(arrays, encoding, size, module), examples)
     if augment and size is None:
         raise InputError("augmented images need a size: give one (--image-size)")
     module = photo_augmentation(size) if augment and size is not None else None
     files = [item for item in examples.inputs if isinstance(item, Path | bytes)]
-    return Encoded(_Files(files, encoding, size, module), _targets(examples))
+    return Encoded(_Files(files, encoding, size, module), examples)
 
 
 def encode_texts(examples: Examples, encoding: Encoding, max_length: int) -> Encoded:
@@ -109,7 +113,7 @@ def encode_texts(examples: Examples, encoding: Encoding, max_length: int) -> Enc
         )
         names = list(tokens)
         rows = [{name: tokens[name][row] for name in names} for row in range(len(texts))]
-    return Encoded(_Tokens(rows, tokenizer), _targets(examples))
+    return Encoded(_Tokens(rows, tokenizer), examples)
 
 
 class _Arrays:
@@ -122,7 +126,8 @@ class _Arrays:
         self.finish = _Finish(encoding)
 
     def __call__(self, indices: Sequence[int]) -> Tensor:
-        batch = self.arrays[torch.as_tensor(indices, dtype=torch.int64)]
+        whole = len(indices) == len(self.arrays) and list(indices) == list(range(len(indices)))
+        batch = self.arrays if whole else self.arrays[torch.as_tensor(indices, dtype=torch.int64)]
         if self.size is not None and batch.shape[-2:] != (self.size, self.size):
             batch = nn.functional.interpolate(
                 batch, (self.size, self.size), mode="bilinear", antialias=True
@@ -215,7 +220,3 @@ class _Finish:
             f"the model takes {self.channels} channels and the images have {batch.shape[1]}: "
             "choose a model that fits"
         )
-
-
-def _targets(examples: Examples) -> Tensor:
-    return torch.from_numpy(examples.targets.copy())

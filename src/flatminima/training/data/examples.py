@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from flatminima.training.data.spec import DataSpec
 
-Kind = Literal["vector", "image", "text"]
+Kind = Literal["vector", "image", "text", "measurement"]
 Targets: TypeAlias = NDArray[np.int64]
+"""Class indices."""
 Inputs: TypeAlias = (
     NDArray[np.float32] | Sequence[str] | Sequence[tuple[str, str]] | Sequence[Path | bytes]
 )
@@ -23,15 +24,18 @@ Inputs: TypeAlias = (
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs and their classes.
+    """Inputs and what is to be predicted of them.
 
     Attributes:
         inputs: See `Inputs`; n of them.
-        targets: Class indices, int64, shape (n,).
+        targets: Class indices, int64, or numbers, float32; shape (n,).
+        domains: Where each is from, an index into the names of the domains, int64, shape (n,);
+            None where the data have no domains.
     """
 
     inputs: Inputs
-    targets: Targets
+    targets: NDArray[Any]
+    domains: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.targets):
@@ -42,10 +46,11 @@ class Examples:
 
     def take(self, indices: NDArray[np.integer[Any]]) -> Examples:
         """The examples at `indices`, in that order."""
+        domains = None if self.domains is None else self.domains[indices]
         if isinstance(self.inputs, np.ndarray):
-            return Examples(self.inputs[indices], self.targets[indices])
+            return Examples(self.inputs[indices], self.targets[indices], domains)
         chosen = [self.inputs[int(index)] for index in indices]
-        return Examples(cast(Inputs, chosen), self.targets[indices])
+        return Examples(cast(Inputs, chosen), self.targets[indices], domains)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +60,14 @@ class Raw:
     Attributes:
         name: How to call the data set in a report.
         kind: What the inputs are.
-        classes: Names of the classes; a target is an index into them.
+        classes: Names of the classes; a target is an index into them. Empty for regression.
         splits: "train", and "validation" and "test" where the source has them.
         source: The task to pretrain on, where the data set brings one.
         validation_fraction: Used when the user gave none.
         label_noise: Used when the user gave none.
         details: What the source adds to the report (JSON values).
+        task: The name of the task that it is.
+        domains: Names of the domains, where the examples are of several.
     """
 
     name: str
@@ -71,23 +78,27 @@ class Raw:
     validation_fraction: float = 0.1
     label_noise: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
+    task: str = "classification"
+    domains: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A classification task, ready to be encoded for a model.
+    """A task, ready to be encoded for a model.
 
     Attributes:
         name: How to call it in a report.
         kind: What the inputs are: vectors, images or texts.
-        classes: Names of the classes; a target is an index into them.
+        classes: Names of the classes; a target is an index into them. Empty for regression.
         train: To train on; its targets carry the label noise.
         validation: To choose by; empty where the validation fraction is 0.
         test: To report on.
         source: The task to pretrain on, if the data set brings one (same classes and shapes).
-        clean_targets: The targets of `train` before label noise, int64, shape (len(train),).
+        clean_targets: The targets of `train` before label noise, shape (len(train),).
         report: What was read, kept and changed, in JSON values.
         spec: What the user asked for.
+        task: The name of the task that it is.
+        domains: Names of the domains, where the examples are of several.
     """
 
     name: str
@@ -97,9 +108,16 @@ class DataSet:
     validation: Examples
     test: Examples
     source: Examples | None
-    clean_targets: Targets
+    clean_targets: NDArray[Any]
     report: dict[str, Any]
     spec: DataSpec
+    task: str = "classification"
+    domains: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that a model gives for a sample: one for each class, else 1."""
+        return len(self.classes) or 1
 
 
 def fingerprint(parts: Iterable[Examples]) -> str:

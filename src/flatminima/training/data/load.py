@@ -11,7 +11,15 @@ import numpy as np
 
 from flatminima.errors import InputError, unknown
 from flatminima.progress import Progress, silent
-from flatminima.training.data import digits, folder, hub, pydocs, table
+from flatminima.training.data import (
+    cosines,
+    digits,
+    folder,
+    hub,
+    matrix_sensing,
+    pydocs,
+    table,
+)
 from flatminima.training.data.examples import DataSet, Examples, Raw, Targets, fingerprint
 from flatminima.training.data.label_noise import add_label_noise
 from flatminima.training.data.spec import DataSpec
@@ -21,8 +29,13 @@ from flatminima.training.data.vectors import standardize
 
 Source: TypeAlias = Callable[[DataSpec, int, Progress], Raw]
 
-SOURCES: dict[str, Source] = {"digits": digits.load, "pydocs": pydocs.load}
-"""The built-in data sets, by name."""
+SOURCES: dict[str, Source] = {
+    "cosines": cosines.load,
+    "digits": digits.load,
+    "matrix-sensing": matrix_sensing.load,
+    "pydocs": pydocs.load,
+}
+"""The built-in data sets, by name; some take options in brackets."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
@@ -60,21 +73,28 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
     if raw.kind == "vector":
         train, (validation, test) = standardize(train, [validation, test])
     rate = raw.label_noise if spec.label_noise is None else spec.label_noise
+    if rate and raw.task != "classification":
+        raise InputError(
+            f"--label-noise draws classes anew, and {raw.name} is a task of {raw.task}: "
+            "leave it out"
+        )
     noisy, noise = add_label_noise(
-        train.targets, rate, len(raw.classes), stream(seed, "label_noise")
+        train.targets, rate, max(1, len(raw.classes)), stream(seed, "label_noise")
     )
     counted = {"train": train, "validation": validation, "test": test}
     return DataSet(
         name=raw.name,
         kind=raw.kind,
         classes=raw.classes,
-        train=Examples(train.inputs, noisy),
+        train=Examples(train.inputs, noisy, train.domains),
         validation=validation,
         test=test,
         source=raw.source,
         clean_targets=train.targets,
         report=_report(raw, counted, origins, seed, noise),
         spec=spec,
+        task=raw.task,
+        domains=raw.domains,
     )
 
 
@@ -84,8 +104,8 @@ def find_source(data: str) -> Source:
     Raises:
         InputError: it is none of them.
     """
-    if data in SOURCES:
-        return SOURCES[data]
+    if data.partition("(")[0] in SOURCES:
+        return SOURCES[data.partition("(")[0]]
     path = Path(data).expanduser()
     try:
         if path.is_dir():
@@ -169,16 +189,26 @@ def _report(
         report[split] = {
             "count": len(examples),
             "origin": origins[split],
-            # Before label noise: how the data are, not how they were made to look.
-            "per_class": _per_class(examples.targets, raw.classes),
+            **_told(examples, raw),
         }
     if raw.source is not None:
         report["source"] = {
             "count": len(raw.source),
-            "per_class": _per_class(raw.source.targets, raw.classes),
+            **_told(raw.source, raw),
         }
     report["fingerprint"] = fingerprint(parts.values())
     return {**report, "label_noise": dict(noise), "details": raw.details}
+
+
+def _told(examples: Examples, raw: Raw) -> dict[str, Any]:
+    """The targets before label noise: how the data are, not how they were made to look."""
+    if raw.classes:
+        return {"per_class": _per_class(examples.targets, raw.classes)}
+    values = examples.targets
+    if not len(values):
+        return {}
+    summary = {"min": values.min(), "median": np.median(values), "max": values.max()}
+    return {"targets": {name: float(value) for name, value in summary.items()}}
 
 
 def _per_class(targets: Targets, classes: tuple[str, ...]) -> dict[str, int]:

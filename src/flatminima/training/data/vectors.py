@@ -22,6 +22,6 @@ def standardize(train: Examples, others: Sequence[Examples]) -> tuple[Examples, 
 
     def scaled(examples: Examples) -> Examples:
         moved = (np.asarray(examples.inputs, dtype=np.float64) - mean) / deviation
-        return Examples(moved.astype(np.float32), examples.targets)
+        return Examples(moved.astype(np.float32), examples.targets, examples.domains)
 
     return scaled(train), [scaled(examples) for examples in others]

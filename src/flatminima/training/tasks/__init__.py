@@ -1,0 +1,30 @@
+"""What a run is about, one file per kind of task."""
+
+from flatminima.training.data.examples import DataSet
+from flatminima.training.tasks.classification import Classification
+from flatminima.training.tasks.cosines import CosineSum
+from flatminima.training.tasks.matrix_sensing import MatrixSensing
+from flatminima.training.tasks.regression import Regression
+from flatminima.training.tasks.task import Saw, Task, evaluating
+
+TASKS: dict[str, Task] = {
+    task.name: task for task in (Classification(), Regression(), MatrixSensing(), CosineSum())
+}
+
+
+def task_of(data: DataSet) -> Task:
+    """The task that a data set is for."""
+    return TASKS[data.task]
+
+
+__all__ = [
+    "TASKS",
+    "Classification",
+    "CosineSum",
+    "MatrixSensing",
+    "Regression",
+    "Saw",
+    "Task",
+    "evaluating",
+    "task_of",
+]
