@@ -39,7 +39,7 @@ class _BoostedNetwork(BaseEstimator):  # type: ignore[misc]
         alpha: float = 1e-4,
         max_iter: int = 200,
         standardize: bool = True,
-        monotone: bool = False,
+        monotone: bool = True,
         validation_fraction: float | None = None,
         random_state: Any = None,
         progress: Progress | None = None,
@@ -174,7 +174,7 @@ class BoostedNetworkClassifier(ClassifierMixin, _BoostedNetwork):  # type: ignor
         max_iter: The most L-BFGS iterations of a stage.
         standardize: Whether inputs are brought to mean 0 and standard deviation 1 for training;
             the exported network has that folded in.
-        monotone: Halve a step until the training loss does not rise.
+        monotone: Halve a step until the training loss does not rise; False is the paper's.
         validation_fraction: Hold this part of the rows out, and predict with the number of
             stages that is best on it; None trains on all and predicts with all.
         random_state: Seed, `RandomState` or None.
@@ -287,7 +287,7 @@ class BoostedNetworkRegressor(RegressorMixin, MultiOutputMixin, _BoostedNetwork)
         max_iter: The most L-BFGS iterations of a stage.
         standardize: Whether inputs and targets are brought to mean 0 and standard deviation 1 for
             training; the exported network has that folded in.
-        monotone: Halve a step until the training loss does not rise.
+        monotone: Halve a step until the training loss does not rise; False is the paper's.
         validation_fraction: Hold this part of the rows out, and predict with the number of
             stages that is best on it; None trains on all and predicts with all.
         random_state: Seed, `RandomState` or None.
