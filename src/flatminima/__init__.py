@@ -73,10 +73,11 @@ if TYPE_CHECKING:
         Supervised,
         TracePenalty,
     )
-    from flatminima.optim import VariationalAdam
+    from flatminima.optim import GNS, VariationalAdam
     from flatminima.perturb import (
         ASAM,
         BSAM,
+        GLAD,
         GSAM,
         MSAM,
         NSO,
@@ -95,13 +96,15 @@ if TYPE_CHECKING:
         register,
         schedules,
     )
-    from flatminima.reparam import DistanceConstraint, DistancePenalty
+    from flatminima.reparam import DistanceConstraint, DistancePenalty, LoRA
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ASAM",
     "BSAM",
+    "GLAD",
+    "GNS",
     "GSAM",
     "MSAM",
     "NSO",
@@ -132,6 +135,7 @@ __all__ = [
     "LayerBound",
     "LinearSGD",
     "LiveTrace",
+    "LoRA",
     "LookSAM",
     "Mixup",
     "MonteCarloFisher",
@@ -220,7 +224,7 @@ _HOMES = {
         "limiting_classifier",
         "optimal_activation",
     },
-    "flatminima.reparam": {"DistanceConstraint", "DistancePenalty"},
+    "flatminima.reparam": {"DistanceConstraint", "DistancePenalty", "LoRA"},
     "flatminima.objectives": {
         "AbsoluteError",
         "BackwardCorrection",
@@ -234,7 +238,7 @@ _HOMES = {
         "Supervised",
         "TracePenalty",
     },
-    "flatminima.optim": {"VariationalAdam"},
+    "flatminima.optim": {"GNS", "VariationalAdam"},
 }
 """Where a public name lives; in `flatminima.perturb` if it is not here."""
 

@@ -4,7 +4,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from flatminima.errors import InputError
-from flatminima.measure import Dense, GaussNewton, Hessian, LowRank, Sum
+from flatminima.measure import Dense, GaussNewton, Hessian, LowRank, Shift, Sum
 
 from .cases import (
     DOUBLE,
@@ -186,6 +186,17 @@ def test_sums_and_scalings():
         Sum([hessian, ggn], [1.0])
     with pytest.raises(InputError, match="of the same parameters"):
         Sum([hessian, GaussNewton(model, cross_entropy, [batch], params="0.*")])
+
+
+def test_a_shift_is_the_operator_and_a_multiple_of_the_identity():
+    model, batch = mlp()
+    ggn = GaussNewton(model, cross_entropy, [batch])
+    shifted = Shift(ggn, 0.3)
+    plain = matrix(ggn)
+    close(matrix(shifted), plain + 0.3 * torch.eye(len(plain), dtype=DOUBLE))
+    assert (shifted.hvps, shifted.gradients) == (ggn.hvps, ggn.gradients)
+    assert shifted.blocks == ggn.blocks
+    assert shifted.description.endswith("+ 0.3 I")
 
 
 def test_each_batch_gives_its_own_products():

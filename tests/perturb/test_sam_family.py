@@ -74,6 +74,11 @@ def gsam(w, g, step):
     return p - 0.3 * perpendicular
 
 
+def glad(w, g, step):
+    home = g(w)
+    return 0.7 * home + 0.3 * g(w + ball(home))
+
+
 def looksam():
     memory = {}
 
@@ -106,6 +111,7 @@ CASES = [
     ("usam", {}, lambda: usam),
     ("asam", {}, lambda: asam),
     ("gsam", {"alpha": 0.3}, lambda: gsam),
+    ("glad", {"blend": 0.3}, lambda: glad),
     ("looksam", {"k": 3, "alpha": 0.5}, looksam),
     ("friendly-sam", {"alpha": 0.8, "beta": 0.6}, friendly),
 ]

@@ -21,7 +21,7 @@ from flatminima.measure.noise_stability import (
     noise_stability,
     smoothed_curvature,
 )
-from flatminima.measure.operators import Dense, LowRank, Operator, Sum
+from flatminima.measure.operators import Dense, LowRank, Operator, Shift, Sum
 from flatminima.measure.precision import in_float32
 from flatminima.measure.report import CurvatureReport
 from flatminima.measure.results import EigenEstimate, Estimate, TraceEstimate
@@ -52,6 +52,7 @@ __all__ = [
     "PacBayesBound",
     "Progress",
     "Sharpness",
+    "Shift",
     "SpectralCriteria",
     "SpectralDensity",
     "StabilityPoint",

@@ -172,3 +172,36 @@ class Sum:
         for weight, term in rest:
             total = total.add(term.matmat(vectors), alpha=weight)
         return total
+
+
+class Shift:
+    r"""$A + c I$: an operator and the curvature of a penalty $\frac{c}{2} \|W\|^2$.
+
+    Args:
+        operator: A.
+        shift: c.
+    """
+
+    def __init__(self, operator: Operator, shift: float) -> None:
+        self._operator, self._shift = operator, shift
+        self.shape, self.blocks = operator.shape, operator.blocks
+        self.dtype, self.device = operator.dtype, operator.device
+
+    @property
+    def description(self) -> str:
+        """The operator and the shift."""
+        return f"{self._operator.description} + {self._shift:g} I"
+
+    @property
+    def gradients(self) -> int:
+        """Gradients of the operator."""
+        return self._operator.gradients
+
+    @property
+    def hvps(self) -> int:
+        """Products of the operator."""
+        return self._operator.hvps
+
+    def matmat(self, vectors: Tensor) -> Tensor:
+        """The products with the columns of `vectors`, shapes (n, m) -> (n, m)."""
+        return self._operator.matmat(vectors).add(vectors, alpha=self._shift)

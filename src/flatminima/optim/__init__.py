@@ -1,6 +1,7 @@
 """How the weights move: base optimizers that torch does not have."""
 
 from flatminima.optim.cards import CARDS
+from flatminima.optim.gradient_normalized import GNS, GNSStep
 from flatminima.optim.variational_adam import VariationalAdam
 
-__all__ = ["CARDS", "VariationalAdam"]
+__all__ = ["CARDS", "GNS", "GNSStep", "VariationalAdam"]

@@ -2,4 +2,17 @@
 
 from flatminima.cards import Card
 
-CARDS: tuple[Card, ...] = ()
+CARDS: tuple[Card, ...] = (
+    Card(
+        name="gradient-normalized-smoothness",
+        title="Gradient-normalized smoothness",
+        equation="W - (H + lambda B)^-1 g, lambda = ||g||_* / gamma, gamma by doubling and halving",
+        gradients="1 for each trial, mostly 1 to 3 a step, and at most 50 products",
+        buffers="4, and one for each product",
+        strength="gamma",
+        suggested="1; it finds its own",
+        source="Semenov, Jaggi, Doikov, 2025, arXiv 2506.13710",
+        slot="optimizer",
+        aliases=("gns",),
+    ),
+)

@@ -7,6 +7,7 @@ from flatminima.perturb.bsam import BSAM
 from flatminima.perturb.cards import card, cards, make, options, refused, register
 from flatminima.perturb.engine import Perturbed
 from flatminima.perturb.friendly_sam import FriendlySAM
+from flatminima.perturb.glad import GLAD
 from flatminima.perturb.gsam import GSAM
 from flatminima.perturb.looksam import LookSAM
 from flatminima.perturb.m_sam import MSAM
@@ -22,6 +23,7 @@ __all__ = [
     "ASAM",
     "BSAM",
     "DISTRIBUTIONS",
+    "GLAD",
     "GSAM",
     "MSAM",
     "NSO",

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from flatminima.cards import Card
 from flatminima.errors import InputError
+from flatminima.optim import GNS
 from flatminima.perturb import options
 from flatminima.perturb.cards import option_names
 from flatminima.perturb.noise import Noise, Stream, tensor_ids
@@ -323,8 +324,8 @@ def _check_base(base: Any) -> None:
         )
     if isinstance(base, Wrapper):
         raise InputError(f"{name} already wraps a base optimizer: wrap {name}'s own base instead")
-    if isinstance(base, torch.optim.LBFGS):
-        raise InputError("LBFGS calls its closure itself, so its gradients cannot be perturbed")
+    if isinstance(base, torch.optim.LBFGS | GNS):
+        raise InputError(f"{name} calls its closure itself, so its gradients cannot be perturbed")
     if not any(p.requires_grad for group in base.param_groups for p in group["params"]):
         raise InputError(
             "no trainable parameters: every parameter of the optimizer has requires_grad=False"

@@ -35,27 +35,40 @@ def reparam_cards() -> list[Card]:
     return list({card.name: card for card, _ in _REPARAMS.values()}.values())
 
 
+def check_reparam(name: str, **given: Any) -> type[Reparam]:
+    """The class of a reparametrization, its options known to be options of it.
+
+    Args:
+        name: The name on its card, an alias, or "none".
+        given: Its options.
+
+    Raises:
+        InputError: no such reparametrization, an option that it does not have, or one missing.
+    """
+    if name == NONE and not given:
+        return Reparam
+    if name not in _REPARAMS:
+        raise unknown("reparametrization", name, [NONE, *_REPARAMS])
+    card, cls = _REPARAMS[name]
+    known = inspect.signature(cls).parameters
+    for option in given:
+        if option not in known or option == "model":
+            raise unknown(f"option of {name!r}", option, [key for key in known if key != "model"])
+    needed = card.strength and known[card.strength].default is inspect.Parameter.empty
+    if needed and card.strength not in given:
+        raise InputError(f"{name!r} needs {card.strength}; start with {card.suggested}")
+    return cls
+
+
 def make_reparam(name: str, model: nn.Module, **given: Any) -> Reparam:
     """A reparametrization by name.
 
     Args:
-        name: The name on its card, an alias, or "none".
-        model: Its weights as training begins.
+        name: As in `check_reparam`.
+        model: Its weights as training begins; see `Reparam`.
         given: Its options.
 
     Raises:
-        InputError: no such reparametrization, an option that it does not have, or a value out of
-            range.
+        InputError: as `check_reparam`, or a value out of range.
     """
-    if name == NONE and not given:
-        return Reparam(model)
-    if name not in _REPARAMS:
-        raise unknown("reparametrization", name, [NONE, *_REPARAMS])
-    card, cls = _REPARAMS[name]
-    known = [option for option in inspect.signature(cls).parameters if option != "model"]
-    for option in given:
-        if option not in known:
-            raise unknown(f"option of {name!r}", option, known)
-    if card.strength not in given:
-        raise InputError(f"{name!r} needs {card.strength}; start with {card.suggested}")
-    return cls(model, **given)
+    return check_reparam(name, **given)(model, **given)

@@ -1,6 +1,9 @@
-"""What fills the slot of reparametrizations does of a step."""
+"""What fills the slot of reparametrizations does of a run."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
 
 from torch import nn
 
@@ -10,9 +13,15 @@ from flatminima.objectives import Objective
 class Reparam:
     """Nothing: all weights are free, anywhere.
 
+    Attributes:
+        changes_modules: Whether the model has other parameters while it is trained, so that its
+            checkpoints are of a reparametrized model; `bake` makes an ordinary one of it.
+
     Args:
-        model: Its weights as training begins.
+        model: Its weights as training begins; changed in place where `changes_modules`.
     """
+
+    changes_modules: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -23,3 +32,18 @@ class Reparam:
 
     def after_step(self) -> None:
         """What is done to the weights once a step was taken."""
+
+    def bake(self, model: nn.Module) -> None:
+        """Turn a model into an ordinary one with the same outputs, in place.
+
+        Args:
+            model: The one that was reparametrized, or a copy of it.
+        """
+
+    def write(self, model: nn.Module, folder: Path) -> None:
+        """Leave what is worth keeping beside the weights; called before `bake`.
+
+        Args:
+            model: As in `bake`.
+            folder: That of the run.
+        """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Sequence
@@ -25,11 +26,12 @@ from flatminima.objectives import (
 from flatminima.optim import VariationalAdam
 from flatminima.perturb import NSO, Perturbed, card, options
 from flatminima.progress import Progress, silent
-from flatminima.reparam import Reparam, make_reparam
+from flatminima.reparam import Reparam, check_reparam, make_reparam
 from flatminima.training import models
 from flatminima.training.averaging import Average
 from flatminima.training.batches import batches_per_epoch
 from flatminima.training.brackets import parse_brackets
+from flatminima.training.checkpoint import BAKED, Checkpoint
 from flatminima.training.data.encode import encode
 from flatminima.training.data.examples import DataSet
 from flatminima.training.data.load import load as load_data
@@ -84,7 +86,8 @@ def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     data = load_data(recipe.data, seed, progress)
     recipe = recipe.but(objective=recipe.objective.objective or task_of(data).objective)
     objective(recipe, data)
-    reparam(recipe, torch.nn.Linear(1, 1))
+    reparam_name, given = parse_brackets(recipe.reparam.reparam)
+    check_reparam(reparam_name, **given)
     name = recipe.model.model or models.default_model(data)
     torch.manual_seed(seed)
     built = models.build(name, data, new_head=recipe.model.new_head)
@@ -201,6 +204,21 @@ def reparam(recipe: Recipe, model: torch.nn.Module) -> Reparam:
     return make_reparam(name, model, **given)
 
 
+def restore(prepared: Prepared, found: Checkpoint) -> None:
+    """Put a checkpoint's weights into the model, and leave it an ordinary one.
+
+    Raises:
+        InputError: the checkpoint is of another model.
+    """
+    model = prepared.built.model
+    if found.folder.name == BAKED:
+        found.load_model(model)
+        return
+    free = reparam(prepared.recipe, model)
+    found.load_model(model)
+    free.bake(model)
+
+
 def _meter(optimizer: Perturbed, spec: LoopSpec) -> LiveTrace | None:
     """What reads the trace off the passes; of the methods of a study, some say nothing of it."""
     if not isinstance(optimizer, NSO) or optimizer.scale.name != "absolute":
@@ -253,7 +271,8 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
         ready = ready.resolved(family, random_weights, card(parse_method(method)[0]).base)
         perturbed(_base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
         objective(ready, prepared.data)
-        reparam(ready, torch.nn.Linear(1, 1))
+        if ready.reparam.reparam != "none":
+            reparam(ready, copy.deepcopy(prepared.built.model))
         if not len(prepared.data.validation):
             _check_choosing(ready, prepared.data)
     return recipes

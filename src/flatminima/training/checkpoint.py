@@ -4,6 +4,7 @@
     checkpoints/previous/   the one before, to fall back on
     checkpoints/best/       the best by validation accuracy
     checkpoints/averaged/   the mean of the weights, of a run that keeps it
+    checkpoints/baked/      the ordinary model, of a run that trained a reparametrized one
 
 Each holds `model.safetensors`, `optimizer.pt` (read with weights_only=True) and `state.json`, with
 the SHA-256 of the others; for transformers also the config and tokenizer, so that the folder loads
@@ -27,6 +28,7 @@ from torch import nn
 from flatminima.errors import InputError, require
 from flatminima.files import read_json, write_json
 
+BAKED = "baked"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
 
 

@@ -14,7 +14,7 @@ from flatminima.errors import InputError
 from flatminima.measure import CurvatureReport, PacBayesBound, pac_bayes_bound
 from flatminima.progress import Progress, silent
 from flatminima.training import checkpoint
-from flatminima.training.assemble import Prepared, prepare
+from flatminima.training.assemble import Prepared, prepare, restore
 from flatminima.training.curvature import measure
 from flatminima.training.data.device import to_device
 from flatminima.training.data.encode import encode
@@ -162,7 +162,7 @@ def open_target(
         say(found.warning)
     recipe = RunDirectory(home).read_recipe().but(pretrain=False, **said)
     prepared = prepare(recipe, progress)
-    found.load_model(prepared.built.model)
+    restore(prepared, found)
     return Target(target, prepared, found, home)
 
 

@@ -158,6 +158,13 @@ def _train_and_measure(
             {"step": state.step},
             run.companions,
         )
+    if run.reparam is not None and run.reparam.changes_modules:
+        run.reparam.write(model, directory.path)
+        run.reparam.bake(model)
+        progress_of = {"step": state.step}
+        checkpoint.save(
+            directory.checkpoints / checkpoint.BAKED, model, None, progress_of, run.companions
+        )
     metrics: dict[str, Any] = {}
     task, predictions = prepared.task, Predictions(prepared.data)
     for part, examples in (("test", prepared.data.test), ("validation", prepared.data.validation)):

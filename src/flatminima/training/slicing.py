@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from flatminima.landscape import Direction, Frame, Landscape
 from flatminima.objectives import Objective
 from flatminima.progress import Progress, silent
 from flatminima.training import checkpoint
-from flatminima.training.assemble import prepare
+from flatminima.training.assemble import prepare, restore
 from flatminima.training.curvature import measured_batches
 from flatminima.training.directory import RunDirectory
 from flatminima.training.measuring import Target, open_target
@@ -275,7 +276,8 @@ def _checkpoints(
     if target.home is None:
         raise InputError(f"{target.name} is no run, so it has no path: take other directions")
     recipe = RunDirectory(target.home).read_recipe().but(**said)
-    model = prepare(recipe, progress).built.model
+    started = prepare(recipe, progress)
+    model = started.built.model
     states = [_copied(model)]
     steps: dict[int, dict[str, Tensor]] = {}
     for name in ("previous", "best", "last"):
@@ -283,8 +285,9 @@ def _checkpoints(
             found = checkpoint.read(target.home / "checkpoints" / name)
         except InputError:
             continue
-        found.load_model(model)
-        steps[int(found.state.get("step", 0))] = _copied(model)
+        again = replace(started, built=replace(started.built, model=copy.deepcopy(model)))
+        restore(again, found)
+        steps[int(found.state.get("step", 0))] = _copied(again.built.model)
     return states + [steps[step] for step in sorted(steps) if step > 0]
 
 

@@ -12,7 +12,7 @@ from flatminima.errors import InputError
 from flatminima.files import write_json
 from flatminima.measure import start_sigma
 from flatminima.training import checkpoint, run
-from flatminima.training.assemble import prepare
+from flatminima.training.assemble import prepare, restore
 from flatminima.training.curvature import measured_batches
 from flatminima.training.methods import SHARED_OPTIONS
 from flatminima.training.recipe import Recipe
@@ -60,7 +60,7 @@ def job(payload: Mapping[str, Any], directory: Path) -> None:
     batches = measured_batches(prepared, device)
     with fitting_threads(model):
         before = prepared.task.score(model, batches, device)["loss"]
-        checkpoint.find(home / "checkpoints", ("last", "previous")).load_model(model)
+        restore(prepared, checkpoint.find(home / "checkpoints", ("last", "previous")))
         after = prepared.task.score(model, batches, device)["loss"]
         learned = (before - after) / after
         if not learned >= LEAST:
