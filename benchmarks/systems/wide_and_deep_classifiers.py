@@ -176,7 +176,7 @@ def entry(found: dict, sign: str = "") -> str:
 def draw(found: dict, folder: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(6, 3.4))
+    figure, axis = plt.subplots(figsize=(8, 3.2))
     sizes = [int(n) for n in found["circle"]]
     styles = {"bayes": ("k", "--"), "deep": ("#0b6e99", "-"), "hilbert": ("#7fb8d0", ":")}
     styles |= {"1nn": ("#c0392b", "-"), "majority": ("0.6", "-")}
@@ -188,8 +188,8 @@ def draw(found: dict, folder: Path) -> None:
     axis.minorticks_off()
     axis.set_xlabel("training samples")
     axis.set_ylabel("test accuracy")
-    axis.legend(fontsize=7, frameon=False, loc="center right", bbox_to_anchor=(1, 0.4))
-    figure.tight_layout()
+    figure.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(0.6, 0.5))
+    figure.tight_layout(rect=(0, 0, 0.6, 1))
     path = folder / "system-wide-and-deep-classifiers.svg"
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
