@@ -158,7 +158,10 @@ def table(found: dict) -> str:
     for name, kept in found["sets"].items():
         dimensions = ", ".join(str(d) for d in kept["dimensions"])
         lines += ["", f"**{name.replace('_', ' ')}** ({seeds} splits; dimension {dimensions})", ""]
-        lines += ["| | accuracy, % | deep - this | seconds, fit and predict |", "|---|---|---|---|"]
+        lines += [
+            "| | accuracy, % | deep - this | seconds, fit and predict, beside other work |",
+            "|---|---|---|---|",
+        ]
         for label, words in REAL.items():
             gap = kept["paired"].get(label)
             cells = [entry(kept["methods"][label]), entry(gap, "+") if gap else ""]
