@@ -159,9 +159,7 @@ def table(found: dict) -> str:
             f"**{name.replace('_', ' ')}** ({settings}; {len(found['seeds'])} splits)",
             "",
         ]
-        lines += [
-            f"| | {unit} | all units - this | chosen prefix - this | seconds to fit, beside other work |"
-        ]
+        lines += [f"| | {unit} | all units - this | chosen prefix - this | seconds (busy) |"]
         lines += ["|---|---|---|---|---|"]
         for label, words in {**OWN, **OTHERS}.items():
             method = entry["methods"][label]

@@ -159,7 +159,7 @@ def table(found: dict) -> str:
         dimensions = ", ".join(str(d) for d in kept["dimensions"])
         lines += ["", f"**{name.replace('_', ' ')}** ({seeds} splits; dimension {dimensions})", ""]
         lines += [
-            "| | accuracy, % | deep - this | seconds, fit and predict, beside other work |",
+            "| | accuracy, % | deep - this | seconds, fit and predict (busy) |",
             "|---|---|---|---|",
         ]
         for label, words in REAL.items():

@@ -16,6 +16,8 @@ from flatminima.objectives import (
     GradientNorm,
     LabelSmoothing,
     Mixup,
+    Remembering,
+    Setting,
     TracePenalty,
     make_objective,
     objective_cards,
@@ -53,7 +55,10 @@ def test_in_evaluation_mode_all_are_the_cross_entropy(objective):
 @pytest.mark.parametrize("objective", every(), ids=lambda o: type(o).__name__)
 def test_each_is_a_scalar_with_a_gradient_in_training_mode(objective):
     model = network().train()
-    loss = objective(model, batch())
+    x, y = batch()
+    if isinstance(objective, Remembering):
+        objective.begin(Setting(samples=len(y), outputs=CLASSES, steps=1, steps_per_epoch=1))
+    loss = objective(model, {"inputs": x, "targets": y, "index": torch.arange(len(y))})
     loss.backward()
     assert loss.shape == ()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

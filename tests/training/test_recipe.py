@@ -116,10 +116,11 @@ def test_every_field_can_be_asked_for_by_name():
 
 
 def test_settings_after_a_method_are_the_recipes_for_it_alone():
-    asked = Recipe.from_flat({"perturb": "nso:sigma=0.2:lr=0.3:keep=swa:vectors=false"})
-    recipe = specialize(asked)
+    method = "nso:sigma=0.2:lr=0.3:keep=swa:augment=standard:vectors=false"
+    recipe = specialize(Recipe.from_flat({"perturb": method}))
     assert recipe.perturb.perturb == "nso:sigma=0.2:vectors=false"
     assert (recipe.optimizer.lr, recipe.loop.keep) == (0.3, "swa")
+    assert recipe.data.augment == "standard"
     assert specialize(recipe) == recipe
 
 
@@ -137,3 +138,11 @@ def test_each_method_of_a_study_is_checked_with_its_own_settings():
     }.items():
         with pytest.raises(InputError, match=words):
             for_methods(Recipe(), ["plain", bad])
+
+
+def test_a_method_that_would_augment_what_is_no_image_is_refused_beforehand(tmp_path):
+    table = tmp_path / "numbers.csv"
+    table.write_text("x,y,label\n" + "".join(f"{i},{-i},{i % 2}\n" for i in range(40)))
+    recipe = Recipe.from_flat({"data": str(table), "label_column": "label", "model": "mlp"})
+    with pytest.raises(InputError, match="augment 'standard' changes images, and numbers holds"):
+        for_methods(recipe, ["plain", "plain:augment=standard"])

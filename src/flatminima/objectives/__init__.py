@@ -2,20 +2,27 @@
 
 from flatminima.objectives.backward_correction import BackwardCorrection
 from flatminima.objectives.cross_entropy import CrossEntropy, LabelSmoothing
+from flatminima.objectives.elr import ELR, ELRLoss
+from flatminima.objectives.elr_plus import ELRPlus
 from flatminima.objectives.given import Loss, OwnLoss, as_objective
 from flatminima.objectives.mixing import CutMix, Mixup
 from flatminima.objectives.penalties import GradientNorm, TracePenalty
+from flatminima.objectives.ps_kd import PSKD, PSKDLoss
 from flatminima.objectives.registry import make_objective, objective_card, objective_cards
 from flatminima.objectives.regression import AbsoluteError, LinearLoss, SquaredError
 from flatminima.objectives.remembering import Remembering, Setting, sample_index
 from flatminima.objectives.supervised import Batch, Objective, Supervised
 
 __all__ = [
+    "ELR",
+    "PSKD",
     "AbsoluteError",
     "BackwardCorrection",
     "Batch",
     "CrossEntropy",
     "CutMix",
+    "ELRLoss",
+    "ELRPlus",
     "GradientNorm",
     "LabelSmoothing",
     "LinearLoss",
@@ -23,6 +30,7 @@ __all__ = [
     "Mixup",
     "Objective",
     "OwnLoss",
+    "PSKDLoss",
     "Remembering",
     "Setting",
     "SquaredError",

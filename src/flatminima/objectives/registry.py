@@ -26,9 +26,14 @@ def register(card: Card) -> Callable[[Class], Class]:
     return enter
 
 
+def registered() -> dict[str, tuple[Card, type[Any]]]:
+    """Card and class of each objective, by name."""
+    return {card.name: (card, cls) for card, cls in _OBJECTIVES.values()}
+
+
 def objective_cards() -> list[Card]:
     """The cards of all objectives."""
-    return list({card.name: card for card, _ in _OBJECTIVES.values()}.values())
+    return [card for card, _ in registered().values()]
 
 
 def objective_card(name: str) -> Card:
@@ -78,4 +83,16 @@ def between(name: str, value: Any, low: float, high: float = float("inf")) -> fl
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         bound = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
         raise InputError(f"{name} is {value!r}: give a number {bound}")
+    return float(value)
+
+
+def below(name: str, value: Any, low: float, high: float = float("inf")) -> float:
+    """A number of a range without its upper end.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+        bound = f"of at least {low:g}" if high == float("inf") else f"in [{low:g}, {high:g})"
+        raise InputError(f"{name} is {value!r}: give a finite number {bound}")
     return float(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -53,6 +54,14 @@ class Remembering(nn.Module):
         Args:
             taken: False for a step that was skipped, of which nothing is to be remembered.
         """
+
+    def findings(self, targets: Tensor) -> dict[str, Any]:
+        """What a finished run found out about its training samples, JSON values by name.
+
+        Args:
+            targets: As they were given, shape (samples,).
+        """
+        return {}
 
 
 def sample_index(batch: Batch) -> Tensor:

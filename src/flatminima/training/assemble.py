@@ -34,6 +34,7 @@ from flatminima.training.brackets import parse_brackets
 from flatminima.training.checkpoint import BAKED, Checkpoint
 from flatminima.training.data.encode import encode
 from flatminima.training.data.examples import DataSet
+from flatminima.training.data.load import check_augmentation
 from flatminima.training.data.load import load as load_data
 from flatminima.training.directory import RunDirectory
 from flatminima.training.logs import Log
@@ -270,6 +271,7 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
         family, random_weights = prepared.built.family, prepared.built.random_weights
         ready = ready.resolved(family, random_weights, card(parse_method(method)[0]).base)
         perturbed(_base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
+        check_augmentation(ready.data.augment, prepared.data)
         objective(ready, prepared.data)
         if ready.reparam.reparam != "none":
             reparam(ready, copy.deepcopy(prepared.built.model))

@@ -6,6 +6,7 @@ data.json          what the data were: counts, label noise as it came out, files
 metrics.jsonl      one line a step, one line an epoch
 checkpoints/       see `checkpoint.py`
 predictions.json   the class predicted for each test sample, and some of the wrong ones to look at
+suspects.json      the training samples whose labels an objective such as ELR suspects
 results.json       what came out; written last, so it marks a finished run
 """
 

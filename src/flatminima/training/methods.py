@@ -21,6 +21,7 @@ SHARED_OPTIONS = {"num_perturbations": 1, "clean_weight": 0.0, "noise": "normal"
 
 SETTINGS = (
     *(f.name for f in fields(OptimizerSpec)),
+    "augment",
     "objective",
     "reparam",
     "epochs",

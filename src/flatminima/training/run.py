@@ -194,6 +194,10 @@ def _train_and_measure(
         "stopped_early": state.stopped_early,
         "curvature": None if report is None else report.to_dict(),
     }
+    if run.remembering is not None:
+        found = run.remembering.findings(torch.as_tensor(prepared.data.train.targets))
+        for name, content in found.items():
+            write_json(directory.path / f"{name}.json", content)
     if predictions.taken:
         write_json(directory.path / "predictions.json", predictions.to_dict())
     write_json(directory.path / "results.json", results)

@@ -15,6 +15,7 @@ from flatminima.training.data import (
     cosines,
     digits,
     folder,
+    glyphs,
     hub,
     matrix_sensing,
     pydocs,
@@ -32,6 +33,7 @@ Source: TypeAlias = Callable[[DataSpec, int, Progress], Raw]
 SOURCES: dict[str, Source] = {
     "cosines": cosines.load,
     "digits": digits.load,
+    "glyphs": glyphs.load,
     "matrix-sensing": matrix_sensing.load,
     "pydocs": pydocs.load,
 }
@@ -60,11 +62,7 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
     # A wrong seed should not wait for the data to be read.
     stream(seed, "check")
     raw = find_source(spec.data)(spec, seed, progress or silent)
-    if spec.augment != "none" and raw.kind != "image":
-        raise InputError(
-            f"augment {spec.augment!r} changes images, and {raw.name} holds {raw.kind}s: "
-            "leave it out (--augment none)"
-        )
+    check_augmentation(spec.augment, raw)
     splits, origins = _divide(raw, spec, seed)
     train, validation, test = splits["train"], splits["validation"], splits["test"]
     if spec.train_size is not None:
@@ -96,6 +94,19 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
         task=raw.task,
         domains=raw.domains,
     )
+
+
+def check_augmentation(augment: str, data: Raw | DataSet) -> None:
+    """Refuse to augment what is no image.
+
+    Raises:
+        InputError: `data` holds texts or vectors, and `augment` is not "none".
+    """
+    if augment != "none" and data.kind != "image":
+        raise InputError(
+            f"augment {augment!r} changes images, and {data.name} holds {data.kind}s: "
+            "leave it out (--augment none)"
+        )
 
 
 def find_source(data: str) -> Source:

@@ -20,10 +20,10 @@ class DataSpec:
     """Which data to train on, and how it is divided, corrupted and augmented.
 
     Attributes:
-        data: A built-in name ("digits", "pydocs"), a path (a folder of images with one sub-folder
-            per class; a .csv, .tsv, .jsonl or .parquet file; a folder with train.csv, test.csv,
-            ...; a copy written by `datasets.save_to_disk`), or a Hugging Face id, `owner/name` or
-            `owner/name:configuration`.
+        data: A built-in name ("digits", "glyphs", "pydocs"), a path (a folder of images with one
+            sub-folder per class; a .csv, .tsv, .jsonl or .parquet file; a folder with train.csv,
+            test.csv, ...; a copy written by `datasets.save_to_disk`), or a Hugging Face id,
+            `owner/name` or `owner/name:configuration`.
         text_column: The column with the text; two columns, `first,second`, make pairs of texts.
         label_column: The column with the label.
         image_column: The column with the path of the image, relative to the table.
@@ -46,7 +46,8 @@ class DataSpec:
     data: str = field(
         default="digits",
         metadata={
-            "help": "built-in data set, path of a file or folder, or Hugging Face id (owner/name)"
+            "help": "digits, glyphs or pydocs (built in), path of a file or folder, or Hugging "
+            "Face id (owner/name)"
         },
     )
     text_column: str | None = field(
