@@ -130,7 +130,12 @@ def stale() -> list[str]:
         for name in described()
         if not (file := PAGES / f"{name}.md").is_file() or file.read_text() != page(name)
     ]
-    return wrong + [f.stem for f in sorted(PAGES.glob("*.md")) if f.stem not in described()]
+    results = PAGES.parent / "results"
+    return wrong + [
+        file.stem
+        for file in sorted(PAGES.glob("*.md"))
+        if file.stem not in described() and not (results / f"system-{file.stem}.json").is_file()
+    ]
 
 
 def write() -> None:

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
         BackwardCorrection,
         CrossEntropy,
         CutMix,
+        DualT,
         ELRLoss,
         ELRPlus,
         GradientNorm,
@@ -89,7 +90,7 @@ if TYPE_CHECKING:
         Supervised,
         TracePenalty,
     )
-    from flatminima.optim import GNS, VariationalAdam
+    from flatminima.optim import GNS, GreedyBCD, VariationalAdam
     from flatminima.perturb import (
         ASAM,
         BSAM,
@@ -151,6 +152,7 @@ __all__ = [
     "DistanceConstraint",
     "DistancePenalty",
     "DualActivation",
+    "DualT",
     "ELRLoss",
     "ELRPlus",
     "EmpiricalFisher",
@@ -158,6 +160,7 @@ __all__ = [
     "FriendlySAM",
     "GaussNewton",
     "GradientNorm",
+    "GreedyBCD",
     "Hessian",
     "HilbertKernelClassifier",
     "InputError",
@@ -287,6 +290,7 @@ _HOMES = {
         "BackwardCorrection",
         "CrossEntropy",
         "CutMix",
+        "DualT",
         "ELRLoss",
         "ELRPlus",
         "GradientNorm",
@@ -298,7 +302,6 @@ _HOMES = {
         "Supervised",
         "TracePenalty",
     },
-    "flatminima.optim": {"GNS", "VariationalAdam"},
     "flatminima.tuning": {
         "MAID",
         "BilevelResult",
@@ -307,6 +310,7 @@ _HOMES = {
         "minimize_bilevel",
         "tune_penalties",
     },
+    "flatminima.optim": {"GNS", "GreedyBCD", "VariationalAdam"},
 }
 """Where a public name lives; in `flatminima.perturb` if it is not here."""
 

@@ -2,6 +2,7 @@
 
 from flatminima.objectives.backward_correction import BackwardCorrection
 from flatminima.objectives.cross_entropy import CrossEntropy, LabelSmoothing
+from flatminima.objectives.dual_t import DualT
 from flatminima.objectives.elr import ELR, ELRLoss
 from flatminima.objectives.elr_plus import ELRPlus
 from flatminima.objectives.given import Loss, OwnLoss, as_objective
@@ -21,6 +22,7 @@ __all__ = [
     "Batch",
     "CrossEntropy",
     "CutMix",
+    "DualT",
     "ELRLoss",
     "ELRPlus",
     "GradientNorm",

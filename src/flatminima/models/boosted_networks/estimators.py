@@ -14,13 +14,13 @@ from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, Regre
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
 from flatminima.errors import InputError
+from flatminima.models.arguments import number, whole
 from flatminima.models.boosted_networks.boosting import Boosted, boost
 from flatminima.models.boosted_networks.losses import Binary, Floats, Loss, Multiclass, Squares
-from flatminima.models.scikit import number, validated, whole
 from flatminima.progress import Progress, silent
 
 
@@ -143,7 +143,7 @@ class _BoostedNetwork(BaseEstimator):  # type: ignore[misc]
         return self.network_.staged(self._inputs(X))
 
     def _inputs(self, X: ArrayLike) -> Floats:
-        found: Floats = validated(self, X, dtype=np.float64, reset=False)
+        found: Floats = validate_data(self, X, dtype=np.float64, reset=False)
         return found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -206,7 +206,7 @@ class BoostedNetworkClassifier(ClassifierMixin, _BoostedNetwork):  # type: ignor
         Raises:
             InputError: one class only; an argument out of its range.
         """
-        inputs, labels = validated(self, X, y, dtype=np.float64)
+        inputs, labels = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(labels)
         self.classes_, index = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
@@ -313,7 +313,7 @@ class BoostedNetworkRegressor(RegressorMixin, MultiOutputMixin, _BoostedNetwork)
             InputError: an argument out of its range.
         """
         options = {"multi_output": True, "y_numeric": True}
-        inputs, targets = validated(self, X, y, dtype=np.float64, **options)
+        inputs, targets = validate_data(self, X, y, dtype=np.float64, **options)
         targets = np.asarray(targets, np.float64)
         self._flat = targets.ndim == 1
         self._boost(inputs, targets.reshape(len(targets), -1), Squares(), None)

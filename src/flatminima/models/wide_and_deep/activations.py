@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flatminima.errors import InputError
-from flatminima.models.scikit import number, whole
+from flatminima.models.arguments import number, whole
 from flatminima.models.wide_and_deep.series import above_lowest, hermite_coefficients
 
 NOTHING = 1e-12

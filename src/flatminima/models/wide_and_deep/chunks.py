@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flatminima.errors import InputError
 from flatminima.measure.memory import free_bytes, words
-from flatminima.models.scikit import whole
+from flatminima.models.arguments import whole
 from flatminima.progress import Progress
 
 BYTES = 8

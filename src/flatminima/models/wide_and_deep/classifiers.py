@@ -10,11 +10,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from flatminima.errors import InputError, unknown
-from flatminima.models.scikit import number, validated, whole
+from flatminima.models.arguments import number, whole
 from flatminima.models.wide_and_deep.activations import DualActivation, optimal_activation
 from flatminima.models.wide_and_deep.chunks import Chunks, intrinsic_dimension, nearest_two
 from flatminima.models.wide_and_deep.kernels import (
@@ -81,7 +81,7 @@ class _KernelVote(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _scores(self, X: ArrayLike) -> Floats:
         check_is_fitted(self)
         chunks, progress = self._chunks(), self.progress or silent
-        inputs = validated(self, X, dtype=np.float64, reset=False)
+        inputs = validate_data(self, X, dtype=np.float64, reset=False)
         left, right = (
             torch.from_numpy(part).to(chunks.device)
             for part in (self._points(inputs), self.points_)
@@ -195,7 +195,7 @@ class DeepKernelClassifier(_KernelVote):
         for name, value, known in (("kind", self.kind, KINDS), ("solver", self.solver, SOLVERS)):
             if value not in known:
                 raise unknown(name, value, known)
-        inputs, labels = validated(self, X, y, dtype=np.float64)
+        inputs, labels = validate_data(self, X, y, dtype=np.float64)
         targets, points = self._labels(labels), self._points(inputs)
         chunks, progress = self._chunks(), self.progress or silent
         apart, group, times = np.unique(points, axis=0, return_inverse=True, return_counts=True)
@@ -298,10 +298,6 @@ class DeepKernelClassifier(_KernelVote):
         tags.input_tags.positive_only = True
         return tags
 
-    def _more_tags(self) -> dict[str, Any]:
-        # The same before scikit-learn 1.6.
-        return {"requires_positive_X": True}
-
 
 class HilbertKernelClassifier(_KernelVote):
     r"""A vote with weights $|x - x_i|^{-d}$: Bayes-consistent, and interpolates.
@@ -349,7 +345,7 @@ class HilbertKernelClassifier(_KernelVote):
         Raises:
             InputError: one class only; an argument out of its range.
         """
-        inputs, labels = validated(self, X, y, dtype=np.float64)
+        inputs, labels = validate_data(self, X, y, dtype=np.float64)
         given = inputs.shape[1] if self.dimension is None else self.dimension
         self.dimension_ = number("dimension", given, 0, math.inf)
         self.coefficients_ = self._labels(labels)

@@ -1,4 +1,4 @@
-"""What estimators need of scikit-learn, as it was in 1.4 and as it is now."""
+"""Numbers that users give to estimators, and what is said of bad ones."""
 
 from __future__ import annotations
 
@@ -6,23 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flatminima.errors import InputError, require
-
-
-def validated(estimator: Any, X: Any, y: Any = "no_validation", **options: Any) -> Any:
-    """The data as finite arrays, and the estimator told how many features they have.
-
-    Args:
-        estimator: Whose data they are.
-        X: Shape (n, d).
-        y: Targets, where there are some.
-        options: Those of `sklearn.utils.validation.validate_data`.
-    """
-    validation = require("sklearn.utils.validation", "estimators")
-    if hasattr(validation, "validate_data"):
-        return validation.validate_data(estimator, X, y, **options)
-    # Before scikit-learn 1.6 it was a method.
-    return estimator._validate_data(X, y, **options)
+from flatminima.errors import InputError
 
 
 def whole(name: str, value: Any, least: int) -> int:
