@@ -192,4 +192,4 @@ def test_a_run_asks_for_steps_and_a_tolerance():
 
 def test_it_has_a_card_and_a_public_name():
     assert flatminima.GreedyBCD is GreedyBCD
-    assert any(card.name == "greedy-bcd" for card in flatminima.optim.CARDS)
+    assert any("greedy-bcd" in card.aliases for card in flatminima.optim.CARDS)

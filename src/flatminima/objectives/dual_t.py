@@ -54,7 +54,8 @@ class DualT(Remembering):
         correction: "backward" or "forward".
 
     Raises:
-        InputError: `start` is out of its range; an unknown correction; at a call, batches without "index".
+        InputError: `start` is out of its range; an unknown correction; at a call, batches without
+            "index".
     """
 
     transition: Tensor
