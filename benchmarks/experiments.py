@@ -110,7 +110,8 @@ def _draw_along(along: dict[str, Any], file: Path) -> None:
             ax.fill_between(values["epoch"], low, high, color=color, alpha=0.15, linewidth=0)
         ax.set(xlabel="epoch", ylabel=WORDS.get(metric, metric.replace("_", " ")))
         if metric in LOGARITHMIC:
-            ax.set(xscale="log", yscale="log")
+            wide = values["epoch"][-1] >= 100 * values["epoch"][0]
+            ax.set(xscale="log" if wide else "linear", yscale="log")
     panels[0, 0].legend(frameon=False)
     figure.savefig(file, metadata={"Date": None})
 
