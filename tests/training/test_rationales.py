@@ -249,7 +249,7 @@ def test_pretraining_on_direct_answers_is_kept(data):
         ({"objective": "cross-entropy"}, "take language-model"),
         ({"data": "digits", "objective": "language-model"}, "a loss of rationales"),
         ({"model": "./nowhere"}, "no such model folder"),
-        ({"task": "rationales", "data": "digits"}, "--task is rationales"),
+        ({"task": "rationales", "data": "digits"}, "--task rationales does not fit digits"),
         ({"augment": "standard"}, "changes images"),
     ],
 )

@@ -85,11 +85,13 @@ def test_what_does_not_go_with_rationales_is_refused(table):
         read(table(ROWS[:3]))
     with pytest.raises(InputError, match="name two columns"):
         read(table(ROWS), text_column="question")
-    with pytest.raises(InputError, match="--task is rationales, and digits is a task of class"):
+    with pytest.raises(InputError, match="--task rationales does not fit digits"):
         read("digits")
     with pytest.raises(InputError, match="label-noise draws classes anew"):
         read(table(ROWS), label_noise=0.1)
-    with pytest.raises(InputError, match=r"--task.*known are classification, rationales"):
+    with pytest.raises(
+        InputError, match=r"--task.*known are classification, rationales, regression"
+    ):
         DataSpec("digits", task="rationale")
 
 

@@ -6,17 +6,17 @@ from flatminima.training.tasks.cosines import CosineSum
 from flatminima.training.tasks.matrix_sensing import MatrixSensing
 from flatminima.training.tasks.rationales import Rationales
 from flatminima.training.tasks.regression import Regression
+from flatminima.training.tasks.shots import Shots
 from flatminima.training.tasks.task import Saw, Task, evaluating
 
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (Classification(), Regression(), MatrixSensing(), CosineSum(), Rationales())
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Classification, Regression, MatrixSensing, CosineSum, Rationales)
 }
 
 
 def task_of(data: DataSet) -> Task:
     """The task that a data set is for."""
-    return TASKS[data.task]
+    return TASKS[data.task].of(data)
 
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Rationales",
     "Regression",
     "Saw",
+    "Shots",
     "Task",
     "evaluating",
     "task_of",
