@@ -22,7 +22,7 @@ TINY_CONFIG: dict[str, Any] = {
     "attn_pdrop": 0.0,
     "resid_pdrop": 0.0,
 }
-"""GPT-2's architecture, a thousandth of its size: random weights, 132,736 of them."""
+"""GPT-2's architecture, about a thousandth of its size: random weights, 132,928 of them."""
 
 
 def build(name: str, data: DataSet) -> Built:
