@@ -92,7 +92,14 @@ if TYPE_CHECKING:
         register,
         schedules,
     )
-    from flatminima.reparam import DistanceConstraint, DistancePenalty, LoRA
+    from flatminima.reparam import (
+        DistanceConstraint,
+        DistancePenalty,
+        LoRA,
+        WeightCompander,
+        bake_,
+        compand_,
+    )
 
 __version__ = "0.1.0"
 
@@ -151,8 +158,11 @@ __all__ = [
     "TracePenalty",
     "Turn",
     "VariationalAdam",
+    "WeightCompander",
     "average_sharpness",
+    "bake_",
     "cards",
+    "compand_",
     "curvature",
     "dynamical_stability",
     "hessian_diagonal",
@@ -209,7 +219,14 @@ _HOMES = {
         "top_eigenvalues",
         "worst_case_sharpness",
     },
-    "flatminima.reparam": {"DistanceConstraint", "DistancePenalty", "LoRA"},
+    "flatminima.reparam": {
+        "DistanceConstraint",
+        "DistancePenalty",
+        "LoRA",
+        "WeightCompander",
+        "bake_",
+        "compand_",
+    },
     "flatminima.objectives": {
         "ELR",
         "PSKD",
