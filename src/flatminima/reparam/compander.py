@@ -12,8 +12,8 @@ from torch.nn.utils import parametrize
 
 from flatminima.cards import Card
 from flatminima.errors import InputError, unknown
+from flatminima.reparam.parametrizing import remove, shared
 from flatminima.reparam.registry import register
-from flatminima.reparam.removing import remove
 from flatminima.reparam.slot import Reparam
 
 LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -59,6 +59,9 @@ class WeightCompander(nn.Module):
         InputError: a or b is not a finite number above 0, an unknown function, or, when it is
             registered, weights that have no standard deviation while it is needed.
     """
+
+    log_a: Tensor
+    log_b: Tensor
 
     def __init__(
         self,
@@ -158,16 +161,12 @@ def compand_(
     Raises:
         InputError: as `WeightCompander`, or no layer is left to change.
     """
-    holders: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
-    chosen = []
+    elsewhere, chosen = shared(model), []
     for module in model.modules():
         fitting = isinstance(module, layer_types) or type(module).__name__ == "Conv1D"
         if fitting and not parametrize.is_parametrized(module, "weight"):
             weight = cast(Tensor, module.weight)
-            if weight.requires_grad and holders.get(id(weight)) == 1:
+            if weight.requires_grad and id(weight) not in elsewhere:
                 chosen.append(module)
     if not chosen:
         names = ", ".join(kind.__name__ for kind in layer_types)

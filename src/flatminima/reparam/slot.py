@@ -30,6 +30,20 @@ class Reparam:
         """What is minimized instead of an objective."""
         return objective
 
+    def before_pass(self, weight: float) -> None:
+        """Told before each pass of a step, and before its objective is called.
+
+        Args:
+            weight: How much the gradient of the pass counts in that of the step.
+        """
+
+    def before_step(self, step: int) -> None:
+        """What is done to the gradient of a step, gathered over all of its passes and processes.
+
+        Args:
+            step: Steps before it, skipped ones included.
+        """
+
     def after_step(self) -> None:
         """What is done to the weights once a step was taken."""
 

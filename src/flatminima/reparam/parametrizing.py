@@ -1,4 +1,4 @@
-"""Taking parametrizations off a model, also where it is a copy of one that keeps them."""
+"""Which weights can be parametrized, and taking parametrizations off again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from typing import cast
 
 from torch import nn
 from torch.nn.utils import parametrize
+
+
+def shared(model: nn.Module) -> set[int]:
+    """The ids of parameters that two modules hold: one would not see what changes at the other."""
+    holders: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
+    return {own for own, count in holders.items() if count > 1}
 
 
 def parametrized(model: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, nn.Module, str]]:
