@@ -24,11 +24,12 @@ from flatminima.study import mean_ci, paired
 
 SEEDS = range(10)
 EPOCHS, BATCH, CLASSES, SHOTS, RATE = 100, 32, 10, 8, 8e-5
-FROZEN, FULL, BARE, WHOLE = (
+FROZEN, FULL, BARE, WHOLE, NOISY = (
     "the frozen network",
     "all weights, Adam 1e-3",
     "masks, c 0, l 0",
     "masks, c 1e-4, l 1",
+    "NSO (sigma 3e-4), masks, c 1e-4, l 1",
 )
 METHODS: dict[str, dict[str, Any]] = {
     FROZEN: {},
@@ -39,7 +40,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "masks, c 0, l 1": {"penalty": 0.0},
     WHOLE: {},
     "masks, c 1e-4, l 0.3": {"strength": 0.3},
-    "NSO, masks, c 1e-4, l 1": {"sigma": 1e-3},
+    NOISY: {"sigma": 3e-4},
+    "NSO (sigma 1e-3), masks, c 1e-4, l 1": {"sigma": 1e-3},
 }
 METRICS = {
     "new": "new task, test accuracy, %",
@@ -129,9 +131,11 @@ PAIRS = [
     (WHOLE, FULL),
     ("masks, c 0, l 1", BARE),
     (WHOLE, "masks, c 1e-4, l 0"),
+    (WHOLE, "all weights, Adam 8e-5"),
     ("masks, c 1e-4, l 0", BARE),
     ("masks, c 1e-4, l 0.3", "masks, c 1e-4, l 0"),
-    ("NSO, masks, c 1e-4, l 1", WHOLE),
+    (NOISY, WHOLE),
+    ("NSO (sigma 1e-3), masks, c 1e-4, l 1", WHOLE),
 ]
 
 

@@ -268,6 +268,14 @@ def test_steps_of_a_run_in_micro_batches_are_those_of_the_whole(tmp_path):
             assert (tensor != 0.01).float().mean() > 0.5
 
 
+def test_an_averaged_run_keeps_the_statistics_of_the_base_model(tmp_path):
+    start(tmp_path / "a", model="cnn", keep="swa", average_from=0.0)
+    recipe = Recipe.from_flat({**SMALL, "model": "cnn"})
+    model = apply_mask(prepare(recipe).built.model, tmp_path / "a/mask.safetensors")
+    baked = weights(tmp_path / "a", "baked")
+    assert all(torch.equal(tensor, baked[name]) for name, tensor in model.state_dict().items())
+
+
 def test_measured_and_logged_runs_end(tmp_path):
     start(tmp_path / "a", perturb="nso", sigma=1e-4, keep="ema", measure=True, probes=2, draws=2)
     found = json.loads((tmp_path / "a/results.json").read_text())

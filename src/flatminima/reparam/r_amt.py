@@ -76,6 +76,7 @@ class RAMT(Reparam):
     """
 
     changes_modules: ClassVar[bool] = True
+    freezes_statistics: ClassVar[bool] = True
 
     def __init__(
         self,

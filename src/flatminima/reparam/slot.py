@@ -16,12 +16,14 @@ class Reparam:
     Attributes:
         changes_modules: Whether the model has other parameters while it is trained, so that its
             checkpoints are of a reparametrized model; `bake` makes an ordinary one of it.
+        freezes_statistics: Whether BatchNorm keeps the statistics that training began with.
 
     Args:
         model: Its weights as training begins; changed in place where `changes_modules`.
     """
 
     changes_modules: ClassVar[bool] = False
+    freezes_statistics: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
