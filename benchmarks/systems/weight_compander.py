@@ -32,6 +32,8 @@ METHODS: dict[str, dict[str, Any]] = {
     REFERENCE: {},
     "plain, weight decay 1e-2": {"decay": 1e-2},
     "plain, weight decay 3e-2": {"decay": 3e-2},
+    "plain, weight decay 4e-2": {"decay": 4e-2},
+    "plain, weight decay 5e-2": {"decay": 5e-2},
     "a 0.2, b 0.1": {"a": 0.2, "b": 0.1},
     "a 0.1, b 0.1": {"a": 0.1, "b": 0.1},
     "a 0.1, b 0.05": {"a": 0.1, "b": 0.05},
