@@ -176,7 +176,7 @@ def draw(found: dict[str, Any], folder: Path) -> None:
         axes.stairs(density, edges, label=name)
     axes.set_xlabel("weight after training, all layers")
     axes.set_ylabel("density")
-    axes.set_ylim(0, 25)
+    axes.set_ylim(0, 15)
     axes.legend(frameon=False)
     figure.tight_layout()
     figure.savefig(folder / "system-weight-compander.svg", metadata={"Date": None})
