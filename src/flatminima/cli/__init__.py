@@ -8,10 +8,20 @@ import sys
 from collections.abc import Sequence
 
 from flatminima import __version__
-from flatminima.cli import compare, finetune, landscape, measure, methods, report, run, tune_sigma
+from flatminima.cli import (
+    compare,
+    explain,
+    finetune,
+    landscape,
+    measure,
+    methods,
+    report,
+    run,
+    tune_sigma,
+)
 from flatminima.errors import InputError
 
-COMMANDS = (finetune, compare, run, tune_sigma, measure, landscape, report, methods)
+COMMANDS = (finetune, compare, run, tune_sigma, measure, landscape, explain, report, methods)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

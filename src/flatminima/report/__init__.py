@@ -8,6 +8,7 @@ from pathlib import Path
 from flatminima.files import write_text
 from flatminima.report.comparing import verdict
 from flatminima.report.curves import curves
+from flatminima.report.explanations import explanations
 from flatminima.report.flatness import flatness
 from flatminima.report.guard import sound
 from flatminima.report.landscapes import landscapes
@@ -48,6 +49,7 @@ def html(study: Study) -> str:
             "The measures of flatness": flatness,
             "The landscapes": landscapes,
             "The mistakes": mistakes,
+            "The explanations": explanations,
         },
     )
     # Last, since it tells what could not be drawn.

@@ -122,7 +122,7 @@ def _gallery(title: str, caption: str, records: list[Record], methods: list[str]
             if m in record.tested
         ]
         said = [f"label: {record.label}", *([f"predicted: {named}"] if named else []), *counts]
-        samples.append(Sample(_text(record.example), _image(record.example), said))
+        samples.append(Sample(_text(record.example), png(record.example.get("png")), said))
     return Gallery(title, f"{caption}.", samples)
 
 
@@ -133,9 +133,8 @@ def _text(example: Mapping[str, Any]) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def _image(example: Mapping[str, Any]) -> str:
-    """The picture; anything but a PNG in the page's own text could fetch something."""
-    image = example.get("png")
+def png(image: object) -> str:
+    """A picture's address; anything but a PNG in the page's own text could fetch something."""
     whole = isinstance(image, str) and image.isascii() and not set(image) - _BASE64
     return f"data:image/png;base64,{image}" if whole else ""
 

@@ -12,7 +12,7 @@ from flatminima.errors import InputError
 
 STUDY, RESULTS, RECIPE = "study.json", "results.json", "recipe.yaml"
 
-EXTRAS = ("predictions", "measure", "bound")
+EXTRAS = ("predictions", "measure", "bound", "explain")
 """Further files of a run, `NAME.json`, that some commands write."""
 
 LARGEST = 1e30

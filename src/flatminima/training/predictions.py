@@ -63,7 +63,7 @@ class Predictions:
             is a hash of the sample, so that runs with other splits call it the same.
         """
         inputs, labels = self._data.test.inputs, self._data.test.targets.tolist()
-        ids = [_identity(entry) for entry in inputs]
+        ids = [identity_of(entry) for entry in inputs]
         wrong = [i for i, label in enumerate(labels) if self._predicted[i] != label]
         wrong.sort(key=lambda i: -self._confidence[i])
         return {
@@ -73,12 +73,13 @@ class Predictions:
             "predicted": self._predicted,
             "confidence": [round(value, 4) for value in self._confidence],
             "examples": {
-                ids[i]: _example(inputs[i], self._data.kind) for i in sorted(wrong[:EXAMPLES])
+                ids[i]: example(inputs[i], self._data.kind) for i in sorted(wrong[:EXAMPLES])
             },
         }
 
 
-def _identity(entry: Any) -> str:
+def identity_of(entry: Any) -> str:
+    """The id of a sample: a hash of what it holds."""
     if isinstance(entry, np.ndarray):
         known = entry.tobytes()
     elif isinstance(entry, bytes):
@@ -91,7 +92,8 @@ def _identity(entry: Any) -> str:
     return hashlib.sha256(known).hexdigest()[:12]
 
 
-def _example(entry: Any, kind: str) -> dict[str, str]:
+def example(entry: Any, kind: str) -> dict[str, str]:
+    """A sample as people see it: {"text": ...} or {"png": base64}."""
     if kind == "image":
         return {"png": _png(entry)}
     if isinstance(entry, np.ndarray):
@@ -102,12 +104,15 @@ def _example(entry: Any, kind: str) -> dict[str, str]:
 
 
 def _png(entry: Any) -> str:
-    images = require("PIL.Image", "cli")
-    if isinstance(entry, np.ndarray):
-        pixels = (entry.clip(0, 1) * 255).round().astype(np.uint8)
-        image = images.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-    else:
-        image = decode(entry)
+    if not isinstance(entry, np.ndarray):
+        return png(decode(entry))
+    pixels = (entry.clip(0, 1) * 255).round().astype(np.uint8)
+    shown = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+    return png(require("PIL.Image", "cli").fromarray(shown))
+
+
+def png(image: Any) -> str:
+    """A picture of PIL's as base64, its longer side `SIDE` or less."""
     # It only shrinks.
     image.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
