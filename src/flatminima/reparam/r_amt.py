@@ -184,7 +184,9 @@ class RAMT(Reparam):
             outputs = self.model(*given, **named)
         wanted = getattr(outputs, "logits", outputs).float() / self.temperature
         said = (z.float() / self.temperature).log_softmax(-1)
-        return -(self.temperature**2) * (wanted.softmax(-1) * said).sum(-1).mean()
+        cross: Tensor = -(wanted.softmax(-1) * said).sum(-1).mean()
+        distance: Tensor = cross * self.temperature**2
+        return distance
 
     def _gather(self, distance: Tensor, weight: float, scale: Tensor) -> None:
         """Add b, in the scale that the loss is differentiated in; called in its backward pass."""
