@@ -193,7 +193,7 @@ def bake_(model: nn.Module) -> nn.Module:
         title="Bounded companding weights",
         equation="w = a arctan(v / b); v, of any size, is trained",
         gradients="0",
-        buffers="0; the weights themselves, while a pass runs",
+        buffers="0",
         strength="a",
         suggested="2 standard deviations of a layer's weights (the default), 1 for a strong effect",
         source="in the spirit of Cakaj, Mehnert, Yang, 2023, arXiv 2306.16993",
