@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +175,7 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
             directory if accelerator.is_main_process else None, tensorboard=recipe.loop.tensorboard
         ),
         companions=prepared.built.companions,
-        average=_average(accelerator.unwrap_model(model), recipe.loop, total, per_epoch),
+        average=_average(accelerator.unwrap_model(model), recipe.loop, total, per_epoch, free),
         meter=_meter(optimizer, recipe.loop) if recipe.loop.live_trace else None,
     )
 
@@ -230,7 +231,9 @@ def restore(prepared: Prepared, found: Checkpoint) -> None:
     if found.folder.name == BAKED:
         found.load_model(model)
         return
-    free = reparam(prepared.recipe, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about weights that are replaced at once
+        free = reparam(prepared.recipe, model)
     found.load_model(model)
     free.bake(model)
 
@@ -242,7 +245,9 @@ def _meter(optimizer: Perturbed, spec: LoopSpec) -> LiveTrace | None:
     return LiveTrace(optimizer, every=spec.live_trace_every)
 
 
-def _average(model: torch.nn.Module, spec: LoopSpec, total: int, per_epoch: int) -> Average | None:
+def _average(
+    model: torch.nn.Module, spec: LoopSpec, total: int, per_epoch: int, free: Reparam
+) -> Average | None:
     """What gathers the mean of the weights, where the recipe keeps one."""
     if spec.keep not in ("swa", "ema"):
         return None
@@ -252,6 +257,7 @@ def _average(model: torch.nn.Module, spec: LoopSpec, total: int, per_epoch: int)
         start=int(spec.average_from * total),
         total=total,
         per_epoch=per_epoch,
+        frozen_statistics=free.freezes_statistics,
     )
 
 
