@@ -1,6 +1,7 @@
 """What is minimized: callables `(model, batch) -> loss`, one file per loss, target or penalty."""
 
 from flatminima.objectives.backward_correction import BackwardCorrection
+from flatminima.objectives.contrastive import Contrastive
 from flatminima.objectives.cross_entropy import CrossEntropy, LabelSmoothing
 from flatminima.objectives.elr import ELR, ELRLoss
 from flatminima.objectives.elr_plus import ELRPlus
@@ -19,6 +20,7 @@ __all__ = [
     "AbsoluteError",
     "BackwardCorrection",
     "Batch",
+    "Contrastive",
     "CrossEntropy",
     "CutMix",
     "ELRLoss",

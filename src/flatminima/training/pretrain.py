@@ -1,8 +1,9 @@
-"""Pretraining of the built-in networks on a data set's source task, cached on disk.
+"""Pretraining of our small networks on a data set's source task, cached on disk.
 
-Plain SGD with momentum 0.9, learning rate 0.1 falling to 0 by a cosine, batches of 32, 40 epochs:
-the network that the comparisons then fine-tune. The weights depend on nothing but the network, the
-source examples and the seed, so they are kept under a hash of the three.
+The network that the comparisons then fine-tune is trained plainly, at the settings below; its
+learning rate falls to 0 by a cosine. A classifier of prompts is pretrained on images with texts, by
+the contrastive loss. The weights depend on nothing but the network, the source examples and the
+seed, so they are kept under a hash of the three.
 """
 
 from __future__ import annotations
@@ -10,22 +11,36 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from flatminima.errors import InputError, require
 from flatminima.files import write_bytes
-from flatminima.objectives import Supervised
+from flatminima.objectives import Contrastive, Objective, Supervised
 from flatminima.progress import Progress, silent
 from flatminima.training.batches import Epoch
 from flatminima.training.data.encode import Encoding, encode
-from flatminima.training.data.examples import DataSet
+from flatminima.training.data.examples import DataSet, fingerprint
 from flatminima.training.loader import loader
+from flatminima.training.prompting import PromptClassifier
 
-EPOCHS, LEARNING_RATE, MOMENTUM, BATCH_SIZE = 40, 0.1, 0.9, 32
+
+@dataclass(frozen=True)
+class Settings:
+    """How a source task is trained."""
+
+    optimizer: type[torch.optim.Optimizer]
+    options: dict[str, Any]
+    batch_size: int
+    epochs: int = 40
+
+
+OF_CLASSES = Settings(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}, batch_size=32)
+OF_CAPTIONS = Settings(torch.optim.AdamW, {"lr": 2e-3, "weight_decay": 0.1}, batch_size=128)
 
 
 def pretrain(
@@ -42,39 +57,44 @@ def pretrain(
     """
     assert data.source is not None
     safetensors = require("safetensors.torch", "cli")
-    source = encode(data.source, data, encoding)
-    cached = _cache() / "pretrained" / f"{_key(model, data, seed)}.safetensors"
+    trained, settings, objective = _task(model)
+    cached = _cache() / "pretrained" / f"{_key(trained, data, seed, settings)}.safetensors"
     if cached.is_file():
         try:
-            model.load_state_dict(safetensors.load_file(str(cached)))
+            trained.load_state_dict(safetensors.load_file(str(cached)))
             return
         except Exception:  # a cache that cannot be read is made anew
             cached.unlink(missing_ok=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
-    steps = EPOCHS * -(-len(data.source) // BATCH_SIZE)
+    source = encode(data.source, data, encoding)
+    optimizer = settings.optimizer(trained.parameters(), **settings.options)
+    steps = settings.epochs * -(-len(data.source) // settings.batch_size)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    objective = Supervised()
-    model.train()
-    for epoch in range(EPOCHS):
-        order = Epoch(len(data.source), BATCH_SIZE, seed=seed, epoch=epoch)
+    trained.train()
+    for epoch in range(settings.epochs):
+        order = Epoch(len(data.source), settings.batch_size, seed=seed, epoch=epoch)
         for batch in loader(source, batch_sampler=order):
             optimizer.zero_grad()
-            torch.autograd.backward(objective(model, batch))
+            torch.autograd.backward(objective(trained, batch))
             optimizer.step()
             scheduler.step()
-        progress("pretraining", epoch + 1, EPOCHS)
+        progress("pretraining", epoch + 1, settings.epochs)
     optimizer.zero_grad()
     with contextlib.suppress(InputError):  # a cache that cannot be written is only slower
-        write_bytes(cached, safetensors.save(model.state_dict()))
+        write_bytes(cached, safetensors.save(trained.state_dict()))
 
 
-def _key(model: nn.Module, data: DataSet, seed: int) -> str:
+def _task(model: nn.Module) -> tuple[nn.Module, Settings, Objective]:
+    """What is trained, and how."""
+    if isinstance(model, PromptClassifier):
+        return model.clip, OF_CAPTIONS, Contrastive(gather=False)
+    return model, OF_CLASSES, Supervised()
+
+
+def _key(model: nn.Module, data: DataSet, seed: int, settings: Settings) -> str:
     assert data.source is not None
-    recipe = (EPOCHS, LEARNING_RATE, MOMENTUM, BATCH_SIZE, seed, repr(model), torch.__version__)
+    recipe = (repr(settings), seed, repr(model), torch.__version__)
     digest = hashlib.sha256(repr(recipe).encode())
-    digest.update(data.source.targets.tobytes())
-    inputs = data.source.inputs
-    digest.update(inputs.tobytes() if isinstance(inputs, np.ndarray) else repr(inputs).encode())
+    digest.update(fingerprint([data.source]).encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -19,6 +19,7 @@ from flatminima.training.data import (
     hub,
     matrix_sensing,
     pydocs,
+    scenes,
     table,
 )
 from flatminima.training.data.examples import DataSet, Examples, Raw, Targets, fingerprint
@@ -36,6 +37,8 @@ SOURCES: dict[str, Source] = {
     "glyphs": glyphs.load,
     "matrix-sensing": matrix_sensing.load,
     "pydocs": pydocs.load,
+    "scene-classes": scenes.load_classes,
+    "scenes": scenes.load,
 }
 """The built-in data sets, by name; some take options in brackets."""
 
@@ -62,6 +65,11 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
     # A wrong seed should not wait for the data to be read.
     stream(seed, "check")
     raw = find_source(spec.data)(spec, seed, progress or silent)
+    if spec.task not in (None, raw.task):
+        raise InputError(
+            f"--task {spec.task} does not fit {raw.name}, which is for {raw.task}: leave it out, "
+            "or give a table that is for it"
+        )
     check_augmentation(spec.augment, raw)
     splits, origins = _divide(raw, spec, seed)
     train, validation, test = splits["train"], splits["validation"], splits["test"]
@@ -93,6 +101,8 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
         spec=spec,
         task=raw.task,
         domains=raw.domains,
+        prompts=raw.prompts,
+        novel=raw.novel,
     )
 
 
@@ -102,7 +112,7 @@ def check_augmentation(augment: str, data: Raw | DataSet) -> None:
     Raises:
         InputError: `data` holds texts or vectors, and `augment` is not "none".
     """
-    if augment != "none" and data.kind != "image":
+    if augment != "none" and data.kind not in ("image", "captioned"):
         raise InputError(
             f"augment {augment!r} changes images, and {data.name} holds {data.kind}s: "
             "leave it out (--augment none)"
@@ -216,7 +226,7 @@ def _told(examples: Examples, raw: Raw) -> dict[str, Any]:
     if raw.classes:
         return {"per_class": _per_class(examples.targets, raw.classes)}
     values = examples.targets
-    if not len(values):
+    if not len(values) or raw.kind == "captioned":
         return {}
     summary = {"min": values.min(), "median": np.median(values), "max": values.max()}
     return {"targets": {name: float(value) for name, value in summary.items()}}

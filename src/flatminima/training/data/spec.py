@@ -13,6 +13,7 @@ from flatminima.errors import InputError, unknown
 
 OnBadFile = Literal["stop", "skip"]
 Augment = Literal["none", "standard"]
+Task = Literal["classification", "contrastive"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class DataSpec:
             sub-folder per class; a .csv, .tsv, .jsonl or .parquet file; a folder with train.csv,
             test.csv, ...; a copy written by `datasets.save_to_disk`), or a Hugging Face id,
             `owner/name` or `owner/name:configuration`.
+        task: What the data are for. None: as the data set has it; tables and the Hub are for
+            classification unless this says otherwise. "contrastive" is for images with texts that
+            fit them, and needs no labels.
         text_column: The column with the text; two columns, `first,second`, make pairs of texts.
         label_column: The column with the label.
         image_column: The column with the path of the image, relative to the table.
@@ -48,6 +52,13 @@ class DataSpec:
         metadata={
             "help": "digits, glyphs or pydocs (built in), path of a file or folder, or Hugging "
             "Face id (owner/name)"
+        },
+    )
+    task: Task | None = field(
+        default=None,
+        metadata={
+            "help": "what a table is for; contrastive: images with texts that fit them (default: "
+            "as the data have it)"
         },
     )
     text_column: str | None = field(
@@ -114,6 +125,8 @@ class DataSpec:
             _check_fraction("validation_fraction", self.validation_fraction, below_one=True)
         if self.label_noise is not None:
             _check_fraction("label_noise", self.label_noise)
+        if self.task is not None and self.task not in get_args(Task):
+            raise unknown("value of --task", self.task, get_args(Task))
         for name, known in (("on_bad_file", OnBadFile), ("augment", Augment)):
             if getattr(self, name) not in get_args(known):
                 raise unknown(f"value of {_flag(name)}", getattr(self, name), get_args(known))

@@ -1,14 +1,24 @@
 """What a run is about, one file per kind of task."""
 
 from flatminima.training.data.examples import DataSet
+from flatminima.training.tasks.base_to_novel import BaseToNovel
 from flatminima.training.tasks.classification import Classification
+from flatminima.training.tasks.contrastive import ImagesAndTexts
 from flatminima.training.tasks.cosines import CosineSum
 from flatminima.training.tasks.matrix_sensing import MatrixSensing
 from flatminima.training.tasks.regression import Regression
 from flatminima.training.tasks.task import Saw, Task, evaluating
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (Classification(), Regression(), MatrixSensing(), CosineSum())
+    task.name: task
+    for task in (
+        Classification(),
+        Regression(),
+        ImagesAndTexts(),
+        BaseToNovel(),
+        MatrixSensing(),
+        CosineSum(),
+    )
 }
 
 
@@ -19,8 +29,10 @@ def task_of(data: DataSet) -> Task:
 
 __all__ = [
     "TASKS",
+    "BaseToNovel",
     "Classification",
     "CosineSum",
+    "ImagesAndTexts",
     "MatrixSensing",
     "Regression",
     "Saw",

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flatminima.objectives import Objective, Supervised
+from flatminima.training.data.encode import Encoding
+from flatminima.training.data.examples import DataSet
 
 Saw = Callable[[Tensor], None]
 
@@ -20,7 +22,7 @@ class Task:
     Attributes:
         name: As data sets and cards of objectives call it.
         objective: The objective that is minimized where the recipe names none.
-        metrics: What `score` gives, the same names for each data set.
+        metrics: What `score` gives of each part of each data set; it may give more of some.
         goal: The metric that a best checkpoint is chosen by.
         higher_is_better: Of the goal.
         loss: What is tested and measured, whatever was minimized: the mean over samples.
@@ -32,6 +34,15 @@ class Task:
     goal: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     loss: Objective = Supervised()
+
+    def read_by(self, data: DataSet, encoding: Encoding) -> Task:
+        """The task as a model sees it, for those that must know the data or the model.
+
+        Args:
+            data: Whose task it is.
+            encoding: What the model needs of its inputs.
+        """
+        return self
 
     def score(
         self,
