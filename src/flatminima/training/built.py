@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,17 @@ def together(*writers: Callable[[Path], Any]) -> Callable[[Path], None]:
     return write
 
 
-def write_processor(size: int | None, folder: Path) -> None:
+def write_processor(
+    size: int | None,
+    folder: Path,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> None:
     """Say how images were prepared, in the file that transformers reads it from."""
-    settings = {"image_processor_type": "ViTImageProcessor", "do_normalize": False}
+    settings: dict[str, Any] = {"image_processor_type": "ViTImageProcessor"}
+    settings |= {"do_normalize": mean is not None}
+    if mean is not None and std is not None:
+        settings |= {"image_mean": list(mean), "image_std": list(std)}
     square = {"height": size, "width": size}
     write_json(folder / "preprocessor_config.json", {**settings, "size": square})
 

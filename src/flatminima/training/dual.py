@@ -36,8 +36,31 @@ CLIPS: dict[str, dict[str, Any]] = {
         "text_config": {**_TOWER, "vocab_size": 1000, "max_position_embeddings": 32},
         "vision_config": {**_TOWER, "image_size": 32, "patch_size": 8},
     },
+    "clip-vit-s-16": {
+        "model_type": "clip",
+        "projection_dim": 512,
+        "text_config": {
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 8,
+            "vocab_size": 49408,
+            "max_position_embeddings": 77,
+        },
+        "vision_config": {
+            "hidden_size": 384,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 6,
+            "image_size": 224,
+            "patch_size": 16,
+        },
+    },
 }
 """Dual encoders by config: random weights, and a tokenizer made from the training texts."""
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Of the colours of CLIP's training images, by which it takes all images."""
 
 
 def build_dual(name: str, data: DataSet) -> Built:
@@ -112,9 +135,11 @@ def _from_config(settings: dict[str, Any], name: str, data: DataSet) -> Built:
     model.config.architectures = [type(model).__name__]
     size = config.vision_config.image_size
     companions = together(
-        config.save_pretrained, tokenizer.save_pretrained, partial(write_processor, size)
+        config.save_pretrained,
+        tokenizer.save_pretrained,
+        partial(write_processor, size, mean=MEAN, std=STD),
     )
-    encoding = Encoding(tokenizer=tokenizer, size=size, channels=3)
+    encoding = Encoding(tokenizer=tokenizer, mean=MEAN, std=STD, size=size, channels=3)
     return Built(model, encoding, "transformers", True, companions)
 
 

@@ -72,12 +72,13 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
 
     A shape has one of 6 forms and 6 colours, which make its class, one of 2 sizes and one of 9
     places; its place, size, angle and colour are a little random, and so is the noisy gray behind
-    it. Of three ways to say the same, training captions have one drawn at random, and test captions
-    the first, so that scenes that are described alike have the same caption. With `objects=2` the
-    caption names a large shape, of which the class is, and where it is from a small one.
+    it. Training captions say so in one of three ways, or only "a picture of a red circle", drawn at
+    random; test captions in the first way, so that scenes that are described alike have the same
+    caption. With `objects=2` the caption names a large shape, of which the class is, and where it
+    is from a small one.
 
     `novel` colours of each shape are never in training, neither alone nor in company; 600 test
-    scenes have all classes, whose zero-shot prompts are "a picture of a red circle" and so on.
+    scenes have all classes, whose zero-shot prompts are as that of the red circle.
     Images are float32 in [0, 1], shape (n, 3, 32, 32). Written
     `scenes(images=1000;objects=1;novel=2)`, the default. No scenes are set aside for validation.
 
@@ -163,8 +164,8 @@ def load_classes(spec: DataSpec, seed: int, progress: Progress) -> Raw:
 Shape = tuple[int, str, float, float]
 """Class, size, and the middle in pixels, (x, y)."""
 
-Scene = tuple[list[Shape], tuple[str, str, str]]
-"""What is in it, and three ways to say so."""
+Scene = tuple[list[Shape], tuple[str, str, str, str]]
+"""What is in it, and four ways to say so, the last of which says less."""
 
 
 def _captioned(
@@ -192,7 +193,12 @@ def _one(numbers: np.random.Generator, main: int) -> Scene:
     column, row = (int(numbers.integers(3)) for _ in range(2))
     x, y = (8.0 + 8 * cell + numbers.uniform(-1.5, 1.5) for cell in (column, row))
     thing, place = f"{size} {CLASSES[main]}", PLACES[row][column]
-    said = (f"a {thing} {place}", f"{place}, a {thing}", f"there is a {thing} {place}")
+    said = (
+        f"a {thing} {place}",
+        f"{place}, a {thing}",
+        f"there is a {thing} {place}",
+        PROMPTS[main],
+    )
     return [(main, size, x, y)], said
 
 
@@ -202,7 +208,12 @@ def _two(numbers: np.random.Generator, main: int, second: int) -> Scene:
     x, y = (16 + numbers.uniform(-3, 3, 2)).tolist()
     large, small = (x + 6 * across, y + 6 * down), (x - 7 * across, y - 7 * down)
     a, b = f"a {CLASSES[main]}", f"a {CLASSES[second]}"
-    said = (f"{a} {relation} {b}", f"{a} is {relation} {b}", f"{relation} {b} there is {a}")
+    said = (
+        f"{a} {relation} {b}",
+        f"{a} is {relation} {b}",
+        f"{relation} {b} there is {a}",
+        PROMPTS[main],
+    )
     return [(main, "large", *large), (second, "small", *small)], said
 
 
