@@ -54,7 +54,7 @@ MAY_KNOW = {
         *CORE,
     },
     "__main__": {"cli"},
-    "flatminima": {"errors", "explain", *CORE},
+    "flatminima": {"errors", "explain", "models", "tuning", *CORE},
 }
 """Each room of the house and the rooms it may import."""
 
@@ -234,6 +234,13 @@ SYSTEMS = runpy.run_path(str(ROOT / "benchmarks/system.py"))
 @pytest.mark.parametrize("name", SYSTEMS["kept"]())
 def test_the_page_of_a_method_shows_its_committed_results(name):
     assert SYSTEMS["page"](name) == (ROOT / f"docs/methods/{name}.md").read_text()
+
+
+def test_every_method_has_a_page_with_its_card():
+    pages = runpy.run_path(str(ROOT / "benchmarks/pages_methods.py"))
+    assert pages["stale"]() == []
+    listed = (ROOT / "docs/methods.md").read_text()
+    assert all(table in listed for table in pages["tables"]().values())
 
 
 def test_the_page_on_landscapes_shows_the_committed_results():

@@ -62,13 +62,25 @@ if TYPE_CHECKING:
         top_eigenvalues,
         worst_case_sharpness,
     )
+    from flatminima.models import (
+        BoostedNetworkClassifier,
+        BoostedNetworkRegressor,
+        DeepKernelClassifier,
+        DualActivation,
+        HilbertKernelClassifier,
+        limiting_classifier,
+        optimal_activation,
+    )
     from flatminima.objectives import (
         ELR,
         PSKD,
         AbsoluteError,
         BackwardCorrection,
+        ConR,
+        ConRLoss,
         CrossEntropy,
         CutMix,
+        DualT,
         ELRLoss,
         ELRPlus,
         GradientNorm,
@@ -79,8 +91,9 @@ if TYPE_CHECKING:
         SquaredError,
         Supervised,
         TracePenalty,
+        features_of,
     )
-    from flatminima.optim import GNS, VariationalAdam
+    from flatminima.optim import GNS, GreedyBCD, VariationalAdam
     from flatminima.perturb import (
         ASAM,
         BSAM,
@@ -104,6 +117,14 @@ if TYPE_CHECKING:
         schedules,
     )
     from flatminima.reparam import DistanceConstraint, DistancePenalty, LoRA
+    from flatminima.tuning import (
+        MAID,
+        BilevelResult,
+        Regularity,
+        inexact_hypergradient,
+        minimize_bilevel,
+        tune_penalties,
+    )
 
 __version__ = "0.1.0"
 
@@ -114,6 +135,7 @@ __all__ = [
     "GLAD",
     "GNS",
     "GSAM",
+    "MAID",
     "MSAM",
     "NSO",
     "PSKD",
@@ -122,12 +144,20 @@ __all__ = [
     "USAM",
     "AbsoluteError",
     "BackwardCorrection",
+    "BilevelResult",
+    "BoostedNetworkClassifier",
+    "BoostedNetworkRegressor",
     "Card",
+    "ConR",
+    "ConRLoss",
     "CrossEntropy",
     "CurvatureReport",
     "CutMix",
+    "DeepKernelClassifier",
     "DistanceConstraint",
     "DistancePenalty",
+    "DualActivation",
+    "DualT",
     "ELRLoss",
     "ELRPlus",
     "EmpiricalFisher",
@@ -135,7 +165,9 @@ __all__ = [
     "FriendlySAM",
     "GaussNewton",
     "GradientNorm",
+    "GreedyBCD",
     "Hessian",
+    "HilbertKernelClassifier",
     "InputError",
     "LabelSmoothing",
     "LayerBound",
@@ -152,6 +184,7 @@ __all__ = [
     "Pass",
     "Perturbed",
     "Plain",
+    "Regularity",
     "Remembering",
     "Sharpness",
     "SpectralCriteria",
@@ -169,13 +202,18 @@ __all__ = [
     "class_sensitivity",
     "curvature",
     "dynamical_stability",
+    "features_of",
     "hessian_diagonal",
     "hessian_trace",
+    "inexact_hypergradient",
     "layer_bound",
+    "limiting_classifier",
     "make",
     "meta_saliency",
+    "minimize_bilevel",
     "noise_stability",
     "norm_grad",
+    "optimal_activation",
     "pac_bayes_bound",
     "perturbation_gap",
     "register",
@@ -190,6 +228,7 @@ __all__ = [
     "tilt_path",
     "tilt_report",
     "top_eigenvalues",
+    "tune_penalties",
     "worst_case_sharpness",
 ]
 
@@ -240,14 +279,26 @@ _HOMES = {
         "top_eigenvalues",
         "worst_case_sharpness",
     },
+    "flatminima.models": {
+        "BoostedNetworkClassifier",
+        "BoostedNetworkRegressor",
+        "DeepKernelClassifier",
+        "DualActivation",
+        "HilbertKernelClassifier",
+        "limiting_classifier",
+        "optimal_activation",
+    },
     "flatminima.reparam": {"DistanceConstraint", "DistancePenalty", "LoRA"},
     "flatminima.objectives": {
         "ELR",
         "PSKD",
         "AbsoluteError",
         "BackwardCorrection",
+        "ConR",
+        "ConRLoss",
         "CrossEntropy",
         "CutMix",
+        "DualT",
         "ELRLoss",
         "ELRPlus",
         "GradientNorm",
@@ -258,8 +309,17 @@ _HOMES = {
         "SquaredError",
         "Supervised",
         "TracePenalty",
+        "features_of",
     },
-    "flatminima.optim": {"GNS", "VariationalAdam"},
+    "flatminima.tuning": {
+        "MAID",
+        "BilevelResult",
+        "Regularity",
+        "inexact_hypergradient",
+        "minimize_bilevel",
+        "tune_penalties",
+    },
+    "flatminima.optim": {"GNS", "GreedyBCD", "VariationalAdam"},
 }
 """Where a public name lives; in `flatminima.perturb` if it is not here."""
 

@@ -36,7 +36,7 @@ def gathered(rows: Tensor) -> tuple[Tensor, int]:
     every = [torch.empty_like(own) for _ in range(world)]
     distributed.all_gather(every, own)
     counts = torch.cat(every).tolist()
-    together: Tensor = _Gather.apply(rows, counts, rank)
+    together: Tensor = _Gather.apply(rows, counts, rank)  # type: ignore[no-untyped-call]
     return together, sum(counts[:rank])
 
 

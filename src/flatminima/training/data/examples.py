@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from flatminima.training.data.numbers import Scale
 from flatminima.training.data.spec import DataSpec
 
 Kind = Literal["vector", "image", "text", "captioned", "measurement"]
@@ -38,6 +39,12 @@ class Captioned:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def __getitem__(self, index: int) -> tuple[Any, str]:
+        return self.images[index], self.texts[index]
+
+    def __iter__(self) -> Iterator[tuple[Any, str]]:
+        return zip(self.images, self.texts, strict=True)
 
     def take(self, indices: NDArray[np.integer[Any]]) -> Captioned:
         """The pairs at `indices`, in that order."""
@@ -146,13 +153,15 @@ class DataSet:
         test: To report on.
         source: The task to pretrain on, if the data set brings one: of the same classes and shapes,
             or images with texts.
-        clean_targets: The targets of `train` before label noise, shape (len(train),).
+        clean_targets: The targets of `train` before label noise, shape (len(train),); numbers in
+            their own unit.
         report: What was read, kept and changed, in JSON values.
         spec: What the user asked for.
         task: The name of the task that it is.
         domains: Names of the domains, where the examples are of several.
         prompts: A text for each class, for models that read; empty for the usual ones.
         novel: Classes that are in the test set only.
+        scale: What the targets of all parts were standardized by, where they are numbers.
     """
 
     name: str
@@ -169,6 +178,7 @@ class DataSet:
     domains: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     novel: tuple[int, ...] = ()
+    scale: Scale = field(default_factory=Scale)
 
     @property
     def outputs(self) -> int:

@@ -7,24 +7,25 @@ from flatminima.training.tasks.contrastive import ImagesAndTexts
 from flatminima.training.tasks.cosines import CosineSum
 from flatminima.training.tasks.matrix_sensing import MatrixSensing
 from flatminima.training.tasks.regression import Regression
+from flatminima.training.tasks.shots import Shots
 from flatminima.training.tasks.task import Saw, Task, evaluating
 
-TASKS: dict[str, Task] = {
+TASKS: dict[str, type[Task]] = {
     task.name: task
     for task in (
-        Classification(),
-        Regression(),
-        ImagesAndTexts(),
-        BaseToNovel(),
-        MatrixSensing(),
-        CosineSum(),
+        Classification,
+        Regression,
+        ImagesAndTexts,
+        BaseToNovel,
+        MatrixSensing,
+        CosineSum,
     )
 }
 
 
 def task_of(data: DataSet) -> Task:
     """The task that a data set is for."""
-    return TASKS[data.task]
+    return TASKS[data.task].of(data)
 
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "MatrixSensing",
     "Regression",
     "Saw",
+    "Shots",
     "Task",
     "evaluating",
     "task_of",

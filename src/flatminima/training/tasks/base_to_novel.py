@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from flatminima.objectives.supervised import inputs_and_targets, logits
 from flatminima.training.data.device import to_device
-from flatminima.training.data.encode import Encoding
 from flatminima.training.data.examples import DataSet
 from flatminima.training.prompting import novel_mask
 from flatminima.training.tasks.task import Saw, Task, evaluating
@@ -38,9 +37,10 @@ class BaseToNovel(Task):
 
     novel: Tensor | None = None
 
-    def read_by(self, data: DataSet, encoding: Encoding) -> Task:
-        """See `Task.read_by`."""
-        return BaseToNovel(novel_mask(data))
+    @classmethod
+    def of(cls, data: DataSet) -> Task:
+        """See `Task.of`."""
+        return cls(novel_mask(data))
 
     def score(
         self,

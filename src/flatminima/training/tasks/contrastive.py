@@ -129,7 +129,7 @@ def recalls(images: Tensor, texts: Tensor, pairs: Tensor) -> dict[str, float]:
 
 def _first_of_each(numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Where each number is first, and for each place which of these it is."""
-    _, places = numbers.unique(return_inverse=True)
+    _, places = torch.unique(numbers, return_inverse=True)
     first = torch.full((int(places.max()) + 1,), len(numbers), device=numbers.device)
     first.scatter_reduce_(0, places, torch.arange(len(numbers), device=numbers.device), "amin")
     return first, places

@@ -22,7 +22,7 @@ class Task:
     Attributes:
         name: As data sets and cards of objectives call it.
         objective: The objective that is minimized where the recipe names none.
-        metrics: What `score` gives of each part of each data set; it may give more of some.
+        metrics: What `score` gives of each part of a data set; it may give more of some.
         goal: The metric that a best checkpoint is chosen by.
         higher_is_better: Of the goal.
         loss: What is tested and measured, whatever was minimized: the mean over samples.
@@ -30,13 +30,18 @@ class Task:
 
     name: ClassVar[str]
     objective: ClassVar[str]
-    metrics: ClassVar[tuple[str, ...]]
+    metrics: tuple[str, ...]
     goal: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     loss: Objective = Supervised()
 
+    @classmethod
+    def of(cls, data: DataSet) -> Task:
+        """The task as a data set has it."""
+        return cls()
+
     def read_by(self, data: DataSet, encoding: Encoding) -> Task:
-        """The task as a model sees it, for those that must know the data or the model.
+        """The task as a model sees it, where what it is scored by must be encoded too.
 
         Args:
             data: Whose task it is.
