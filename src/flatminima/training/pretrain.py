@@ -40,7 +40,7 @@ class Settings:
 
 
 OF_CLASSES = Settings(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}, batch_size=32)
-OF_CAPTIONS = Settings(torch.optim.AdamW, {"lr": 2e-3, "weight_decay": 0.1}, batch_size=128)
+OF_CAPTIONS = Settings(torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 0.1}, 64, epochs=24)
 
 
 def pretrain(
