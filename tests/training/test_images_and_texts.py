@@ -12,7 +12,7 @@ from flatminima.errors import InputError
 from flatminima.measure import Hessian
 from flatminima.objectives import Contrastive
 from flatminima.training import models
-from flatminima.training.assemble import prepare
+from flatminima.training.assemble import check_gathering, prepare
 from flatminima.training.data import DataSpec, load
 from flatminima.training.data.encode import encode
 from flatminima.training.loader import loader
@@ -318,3 +318,11 @@ def test_models_that_do_not_fit(model, data, words):
 def test_objectives_that_do_not_fit(values, words):
     with pytest.raises(InputError, match=words):
         prepare(Recipe.from_flat({**QUICK, **values}))
+
+
+def test_processes_that_would_wait_for_each_other_are_refused():
+    recipe = Recipe.from_flat({**QUICK, "micro_batch_size": 4})
+    with pytest.raises(InputError, match=r"or say --objective 'contrastive\(gather=false\)'"):
+        check_gathering(Contrastive(), recipe, processes=2)
+    check_gathering(Contrastive(), recipe, processes=1)
+    check_gathering(Contrastive(gather=False), recipe, processes=2)

@@ -151,7 +151,7 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
     if isinstance(minimized, Remembering):
         minimized.begin(Setting(len(data.train), data.outputs, total, per_epoch))
         minimized.to(accelerator.device)
-    _check_gathering(minimized, recipe, accelerator.num_processes)
+    check_gathering(minimized, recipe, accelerator.num_processes)
     validation = None
     if len(data.validation):
         validation = encode(data.validation, data, prepared.built.encoding)
@@ -208,8 +208,12 @@ def objective(recipe: Recipe, data: DataSet) -> Objective:
     return found
 
 
-def _check_gathering(minimized: Objective, recipe: Recipe, processes: int) -> None:
-    """Refuse what would have processes wait for each other for ever."""
+def check_gathering(minimized: Objective, recipe: Recipe, processes: int) -> None:
+    """Refuse what would have processes wait for each other for ever.
+
+    Raises:
+        InputError: micro-batches with an objective that gathers samples from several processes.
+    """
     gathers = isinstance(minimized, Contrastive) and minimized.gather
     if gathers and processes > 1 and recipe.loop.micro_batch_size is not None:
         raise InputError(
