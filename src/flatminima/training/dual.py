@@ -23,19 +23,26 @@ from flatminima.training.vocabulary import make_tokenizer
 PROMPTED = "prompts:"
 """Before the name of a dual encoder that is to tell classes by their prompts."""
 
-_TOWER = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-CLIPS: dict[str, dict[str, Any]] = {
-    "clip-small": {
+
+
+def _of_width(width: int) -> dict[str, Any]:
+    tower = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    return {
         "model_type": "clip",
-        "projection_dim": 64,
-        "text_config": {**_TOWER, "vocab_size": 1000, "max_position_embeddings": 32},
-        "vision_config": {**_TOWER, "image_size": 32, "patch_size": 8},
-    },
+        "projection_dim": width,
+        "text_config": {**tower, "vocab_size": 1000, "max_position_embeddings": 32},
+        "vision_config": {**tower, "image_size": 32, "patch_size": 8},
+    }
+
+
+CLIPS: dict[str, dict[str, Any]] = {
+    "clip-tiny": _of_width(32),
+    "clip-small": _of_width(64),
     "clip-vit-s-16": {
         "model_type": "clip",
         "projection_dim": 512,
