@@ -39,6 +39,7 @@ METRICS = (
     Metric("test_accuracy_novel", "novel (%)", 100, 1),
     Metric("test_accuracy", "test accuracy (%)", 100, 1),
     Metric("test_mae", "test MAE", 1, -1),
+    Metric("test_error", "test error", 1, -1),
     Metric("test_gmean", "test geometric mean of errors", 1, -1),
     *(
         Metric(f"test_{key}_{group}", f"test {words}, {group}-shot", 1, -1)
@@ -68,6 +69,7 @@ JUDGES = (
     "test_accuracy_harmonic",
     "test_accuracy",
     "test_mae",
+    "test_error",
     "test_loss",
     "validation_recall",
     "validation_accuracy",

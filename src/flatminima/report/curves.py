@@ -30,6 +30,7 @@ CURVES = (
     ("validation_mae", "Validation MAE", "after each epoch"),
     ("test_recall", "Test recall", "where the recipe measures along the way"),
     ("test_mae", "Test MAE", "where the recipe measures along the way"),
+    ("test_error", "Test error", "where the recipe measures along the way"),
     ("test_loss", "Test loss", "where the recipe measures along the way"),
     ("test_accuracy", "Test accuracy", "where the recipe measures along the way"),
     ("hessian_trace", "Hessian trace", "on the training set, measured along the way"),

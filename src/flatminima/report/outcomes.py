@@ -32,6 +32,7 @@ GAINS = {
     "test_accuracy_harmonic",
     "test_accuracy",
     "test_mae",
+    "test_error",
     "test_loss",
     "hessian_trace",
 }

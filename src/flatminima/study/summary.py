@@ -18,6 +18,7 @@ METRICS = (
     "test_accuracy_novel",
     "test_accuracy",
     "test_mae",
+    "test_error",
     "test_gmean",
     "test_loss",
     "hessian_trace",

@@ -23,6 +23,7 @@ _HEADERS = {
     "test_accuracy": "test accuracy (%)",
     "test_mae": "test MAE",
     "test_gmean": "test geometric mean",
+    "test_error": "test error",
     "test_loss": "test loss",
     "hessian_trace": "Hessian trace",
     "top_eigenvalue": "top eigenvalue",
@@ -35,6 +36,7 @@ _GAINS = {
     "test_accuracy_harmonic": "gain (points)",
     "test_accuracy": "gain (points)",
     "test_mae": "MAE difference",
+    "test_error": "error difference",
     "test_loss": "loss difference",
 }
 _SCALES = {

@@ -24,7 +24,6 @@ PROMPTED = "prompts:"
 """Before the name of a dual encoder that is to tell classes by their prompts."""
 
 
-
 def _of_width(width: int) -> dict[str, Any]:
     tower = {
         "hidden_size": width,
