@@ -90,7 +90,7 @@ def test_what_does_not_go_with_rationales_is_refused(table):
     with pytest.raises(InputError, match="label-noise draws classes anew"):
         read(table(ROWS), label_noise=0.1)
     with pytest.raises(
-        InputError, match=r"--task.*known are classification, rationales, regression"
+        InputError, match=r"--task.*known are classification, contrastive, rationales, regression"
     ):
         DataSpec("digits", task="rationale")
 
