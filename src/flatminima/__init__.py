@@ -67,6 +67,8 @@ if TYPE_CHECKING:
         PSKD,
         AbsoluteError,
         BackwardCorrection,
+        ConR,
+        ConRLoss,
         CrossEntropy,
         CutMix,
         ELRLoss,
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
         SquaredError,
         Supervised,
         TracePenalty,
+        features_of,
     )
     from flatminima.optim import GNS, VariationalAdam
     from flatminima.perturb import (
@@ -133,6 +136,8 @@ __all__ = [
     "BackwardCorrection",
     "BilevelResult",
     "Card",
+    "ConR",
+    "ConRLoss",
     "CrossEntropy",
     "CurvatureReport",
     "CutMix",
@@ -180,6 +185,7 @@ __all__ = [
     "class_sensitivity",
     "curvature",
     "dynamical_stability",
+    "features_of",
     "hessian_diagonal",
     "hessian_trace",
     "inexact_hypergradient",
@@ -260,6 +266,8 @@ _HOMES = {
         "PSKD",
         "AbsoluteError",
         "BackwardCorrection",
+        "ConR",
+        "ConRLoss",
         "CrossEntropy",
         "CutMix",
         "ELRLoss",
@@ -272,6 +280,7 @@ _HOMES = {
         "SquaredError",
         "Supervised",
         "TracePenalty",
+        "features_of",
     },
     "flatminima.optim": {"GNS", "VariationalAdam"},
     "flatminima.tuning": {

@@ -13,6 +13,8 @@ MARKERS = "osD^Pv*"
 
 WORDS = {
     "test_accuracy": "test accuracy (%)",
+    "test_mae": "test MAE",
+    "test_gmean": "test geometric mean of errors",
     "test_loss": "test loss",
     "gap_over_prediction": "gap / (σ²/2 Tr H)",
 }
