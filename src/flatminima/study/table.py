@@ -17,6 +17,7 @@ _HEADERS = {
     "test_accuracy": "test accuracy (%)",
     "test_mae": "test MAE",
     "test_gmean": "test geometric mean",
+    "worst_domain": "worst domain (%)",
     "test_loss": "test loss",
     "hessian_trace": "Hessian trace",
     "top_eigenvalue": "top eigenvalue",
@@ -29,7 +30,7 @@ _GAINS = {
     "test_mae": "MAE difference",
     "test_loss": "loss difference",
 }
-_SCALES = {"test_accuracy": 100.0, "seconds_per_step": 1000.0}
+_SCALES = {"test_accuracy": 100.0, "worst_domain": 100.0, "seconds_per_step": 1000.0}
 _MARK = "*"
 _PARTS = re.compile(r" (?=[\[±])|, (?=p )")
 

@@ -129,6 +129,8 @@ def fingerprint(parts: Iterable[Examples]) -> str:
     digest = hashlib.sha256()
     for examples in parts:
         digest.update(examples.targets.tobytes())
+        if examples.domains is not None:
+            digest.update(examples.domains.tobytes())
         if isinstance(examples.inputs, np.ndarray):
             digest.update(examples.inputs.tobytes())
             continue
