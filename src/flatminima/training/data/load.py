@@ -242,6 +242,8 @@ def _divide(raw: Raw, spec: DataSpec, seed: int) -> tuple[dict[str, Examples], d
     parts["train"] = train
     if spec.test_domain is not None:
         origins["test"] = f"all examples of the domain {spec.test_domain}"
+        if origins["train"] == "given by the source":
+            origins["train"] = "all examples of the other domains"
     return parts, origins
 
 
