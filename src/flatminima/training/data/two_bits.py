@@ -23,7 +23,8 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
     The first bit is the label, flipped with probability `flip` in every domain; the second is the
     label flipped with probability 0.2 and 0.1 in the two domains to train on, and 0.9 in the one to
     test on, where it so says the opposite. Inputs are the bits as -1 and +1 plus noise
-    $N(0, \mathrm{noise}^2)$, float32, shape (n, 2); `samples` of them in each domain.
+    $N(0, \mathrm{noise}^2)$, float32, shape (n, 2); `samples` of them in each domain, and as many
+    others of the two domains to validate on.
 
     The best accuracy in all domains is 1 - flip, by the first bit; in training the second promises
     more. Written `two-bits(samples=1000;flip=0.25;noise=0.1)`, which is the default.
@@ -36,22 +37,27 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
     samples, flip, noise = _options(spec.data)
     progress("drawing bits", 0, 1)
     numbers = stream(seed, "two-bits")
-    domains = []
-    for place, rate in enumerate(DOMAINS):
+
+    def drawn(place: int) -> Examples:
         labels = numbers.integers(2, size=samples)
         shape = labels ^ (numbers.random(samples) < flip)
-        color = labels ^ (numbers.random(samples) < float(rate))
+        color = labels ^ (numbers.random(samples) < float(DOMAINS[place]))
         bits = 2.0 * np.stack([shape, color], axis=1) - 1
         inputs = bits + noise * numbers.standard_normal(bits.shape)
         where = np.full(samples, place, dtype=np.int64)
-        domains.append(Examples(inputs.astype(np.float32), labels.astype(np.int64), where))
+        return Examples(inputs.astype(np.float32), labels.astype(np.int64), where)
+
+    splits = {
+        "train": joined([drawn(0), drawn(1)]),
+        "validation": joined([drawn(0), drawn(1)]),
+        "test": drawn(2),
+    }
     progress("drawing bits", 1, 1)
     return Raw(
         name="two-bits",
         kind="vector",
         classes=("0", "1"),
-        splits={"train": joined(domains[:2]), "test": domains[2]},
-        validation_fraction=0.0,
+        splits=splits,
         details={"samples": samples, "flip": flip, "noise": noise},
         domains=DOMAINS,
     )
