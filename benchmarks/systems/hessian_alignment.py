@@ -2,10 +2,10 @@
 
 Two bits: the first is the label flipped with probability 0.25 in every domain, the second flipped
 with 0.2 and 0.1 in the two domains to train on and 0.9 in the one to test on. 1000 samples each,
-the library's network 2-64-64-2, full batches, Adam of learning rate 0.01, 400 steps, penalties of
-weight 1 for 100 steps and then as the table says, the loss divided by the weight. The weights were
-chosen among 100, 1000 and 10 000 on two other seeds by the accuracy in the left-out domain, which
-nobody has in earnest; each method had the same choice.
+a network 2-16-16-2 of ReLU, full batches, Adam of learning rate 0.01, 400 steps, penalties of
+weight 1 for 100 steps and of 1000 then, the loss divided by the weight. That weight was tried with
+100 and 10 000 on two other seeds and a wider network, by the accuracy in the left-out domain, which
+nobody has in earnest; each method but HGP had the same choice, and CORAL failed at all three.
 
 Rotated digits: `recipes/rotated-digits.yaml`.
 """
@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from flatminima.cli.run import experiment
+from flatminima.objectives import make_objective
 from flatminima.study import mean_ci, paired
 from flatminima.study.numbers import difference, with_error
 from flatminima.study.vary import vary
+from flatminima.training.brackets import parse_brackets
+from flatminima.training.data import DataSpec, encode, load
 from flatminima.training.recipe import Recipe
-from flatminima.training.run import finetune
 
 SEEDS = range(10)
 RECIPE = Path(__file__).parents[2] / "recipes/rotated-digits.yaml"
@@ -46,26 +49,30 @@ METRICS = {
     "validation_accuracy": "accuracy, training domains (%)",
     "test_accuracy": "accuracy, left-out domain (%)",
 }
-TWO_BITS = {
-    "data": "two-bits",
-    "model": "mlp",
-    "optimizer": "adam",
-    "lr": 0.01,
-    "lr_schedule": "constant",
-    "epochs": 400,
-    "batch_size": 2000,
-    "validate_every": 400,
-    "save_every": 400,
-    "measure": False,
-    "keep_checkpoints": False,
-}
+STEPS = 400
 
 
-def two_bits(objective: str, seed: int) -> dict[str, float]:
-    recipe = Recipe.from_flat({**TWO_BITS, "objective": objective, "seed": seed})
-    with tempfile.TemporaryDirectory() as folder:
-        metrics = finetune(recipe, Path(folder) / "run", say=lambda text: None)["metrics"]
-    return {name: metrics[name] for name in (*METRICS, "seconds_per_step")}
+def two_bits(asked: str, seed: int) -> dict[str, float]:
+    data = load(DataSpec(data="two-bits"), seed)
+    whole = encode(data.train, data).__getitems__(range(len(data.train)))
+    torch.manual_seed(seed)
+    hidden = (nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
+    model = nn.Sequential(*hidden, nn.Linear(16, 2))
+    name, given = parse_brackets(asked)
+    objective = make_objective(name, **given)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        objective(model, whole).backward()
+        optimizer.step()
+        objective.after_step()
+    found = {}
+    for metric, part in (("validation_accuracy", data.validation), ("test_accuracy", data.test)):
+        batch = encode(part, data).__getitems__(range(len(part)))
+        with torch.no_grad():
+            right = model(batch["inputs"]).argmax(1) == batch["targets"]
+        found[metric] = right.double().mean().item()
+    return found
 
 
 def rotated() -> dict[str, Any]:
@@ -94,8 +101,7 @@ def run() -> dict[str, Any]:
         "objectives": METHODS,
         "two_bits": {
             name: {
-                metric: _summary([one[metric] for one in by_seed.values()])
-                for metric in (*METRICS, "seconds_per_step")
+                metric: _summary([one[metric] for one in by_seed.values()]) for metric in METRICS
             }
             for name, by_seed in runs.items()
         },
@@ -122,14 +128,13 @@ def _paired(own: dict[int, dict[str, float]], other: dict[int, dict[str, float]]
 
 def table(found: dict[str, Any]) -> str:
     lines = [
-        f"| two bits | {' | '.join(METRICS.values())} | points over ERM | ms a step |",
-        "|:--|--:|--:|--:|--:|",
+        f"| two bits | {' | '.join(METRICS.values())} | points over ERM |",
+        "|:--|--:|--:|--:|",
     ]
     for name, metrics in found["two_bits"].items():
         cells = [with_error(metrics[m]["mean"], metrics[m]["ci95"], 100) for m in METRICS]
         gain = found["paired"].get(name)
         cells.append(difference(gain["difference"], gain["ci95"], 100) if gain else "")
-        cells.append(f"{1000 * metrics['seconds_per_step']['mean']:.1f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     term = found["hessian_term"]
     lines += [
