@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import flatminima
 from flatminima import explain, models, optim, tuning
 from flatminima.cards import Card
 from flatminima.objectives.registry import registered as objectives
@@ -38,8 +39,10 @@ def described() -> dict[str, tuple[Card, type | None]]:
         **objectives(),
         **reparams(),
     }
-    for cards in (optim.CARDS, tuning.CARDS, models.CARDS, explain.CARDS):
-        found |= {card.name: (card, None) for card in cards}
+    for room in (optim, tuning, models, explain):
+        for card in room.CARDS:
+            called = "".join(word.capitalize() for word in card.name.split("-"))
+            found[card.name] = card, getattr(room, called, None)
     return found
 
 
@@ -105,22 +108,34 @@ def page(name: str) -> str:
         title, _, rest = written.partition("\n")
         return f"{title}\n\n{block}\n{rest}"
     assert cls is not None, f"{name} has no page, and no class to write one from"
-    flag = FLAGS[card.slot]
-    asked = name
+    about = inspect.cleandoc(cls.__doc__ or "")
+    parts = [
+        f"# {card.title}\n\n{block}\n",
+        _asked(card, cls),
+        f"In Python `{_place(cls)}`, which says of itself:\n",
+        f"```text\n{about}\n```\n",
+        "<!-- written from the code -->\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _asked(card: Card, cls: type) -> str:
+    """How the command line is asked for it; "" where it is not."""
+    if card.slot not in FLAGS:
+        return ""
+    asked = card.name
     if card.strength and card.slot != "perturb":
         parameter = inspect.signature(cls).parameters[card.strength]
         if parameter.default is parameter.empty:
-            asked = f"'{name}({card.strength}=...)'"
-    about = inspect.cleandoc(cls.__doc__ or "")
-    return "\n".join(
-        [
-            f"# {card.title}\n\n{block}\n",
-            f"```bash\nflatminima finetune {flag} {asked}\n```\n",
-            f"In Python `flatminima.{cls.__name__}`, which says of itself:\n",
-            f"```text\n{about}\n```\n",
-            "<!-- written from the code -->\n",
-        ]
-    )
+            asked = f"'{card.name}({card.strength}=...)'"
+    return f"```bash\nflatminima finetune {FLAGS[card.slot]} {asked}\n```\n"
+
+
+def _place(cls: type) -> str:
+    """Where a user imports it from."""
+    if cls.__name__ in flatminima.__all__:
+        return f"flatminima.{cls.__name__}"
+    return f"{'.'.join(cls.__module__.split('.')[:2])}.{cls.__name__}"
 
 
 def stale() -> list[str]:
@@ -130,7 +145,12 @@ def stale() -> list[str]:
         for name in described()
         if not (file := PAGES / f"{name}.md").is_file() or file.read_text() != page(name)
     ]
-    return wrong + [f.stem for f in sorted(PAGES.glob("*.md")) if f.stem not in described()]
+    results = PAGES.parent / "results"
+    return wrong + [
+        file.stem
+        for file in sorted(PAGES.glob("*.md"))
+        if file.stem not in described() and not (results / f"system-{file.stem}.json").is_file()
+    ]
 
 
 def write() -> None:

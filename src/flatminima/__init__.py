@@ -62,6 +62,15 @@ if TYPE_CHECKING:
         top_eigenvalues,
         worst_case_sharpness,
     )
+    from flatminima.models import (
+        BoostedNetworkClassifier,
+        BoostedNetworkRegressor,
+        DeepKernelClassifier,
+        DualActivation,
+        HilbertKernelClassifier,
+        limiting_classifier,
+        optimal_activation,
+    )
     from flatminima.objectives import (
         CORAL,
         ELR,
@@ -74,6 +83,7 @@ if TYPE_CHECKING:
         ConRLoss,
         CrossEntropy,
         CutMix,
+        DualT,
         ELRLoss,
         ELRPlus,
         Fishr,
@@ -92,7 +102,7 @@ if TYPE_CHECKING:
         hessian_alignment,
         linear_head_alignment,
     )
-    from flatminima.optim import GNS, VariationalAdam
+    from flatminima.optim import GNS, GreedyBCD, VariationalAdam
     from flatminima.perturb import (
         ASAM,
         BSAM,
@@ -147,14 +157,19 @@ __all__ = [
     "AbsoluteError",
     "BackwardCorrection",
     "BilevelResult",
+    "BoostedNetworkClassifier",
+    "BoostedNetworkRegressor",
     "Card",
     "ConR",
     "ConRLoss",
     "CrossEntropy",
     "CurvatureReport",
     "CutMix",
+    "DeepKernelClassifier",
     "DistanceConstraint",
     "DistancePenalty",
+    "DualActivation",
+    "DualT",
     "ELRLoss",
     "ELRPlus",
     "EmpiricalFisher",
@@ -163,8 +178,10 @@ __all__ = [
     "FriendlySAM",
     "GaussNewton",
     "GradientNorm",
+    "GreedyBCD",
     "Hessian",
     "HessianAlignment",
+    "HilbertKernelClassifier",
     "HutchinsonAlignment",
     "InputError",
     "LabelSmoothing",
@@ -207,12 +224,14 @@ __all__ = [
     "hessian_trace",
     "inexact_hypergradient",
     "layer_bound",
+    "limiting_classifier",
     "linear_head_alignment",
     "make",
     "meta_saliency",
     "minimize_bilevel",
     "noise_stability",
     "norm_grad",
+    "optimal_activation",
     "pac_bayes_bound",
     "perturbation_gap",
     "register",
@@ -278,6 +297,15 @@ _HOMES = {
         "top_eigenvalues",
         "worst_case_sharpness",
     },
+    "flatminima.models": {
+        "BoostedNetworkClassifier",
+        "BoostedNetworkRegressor",
+        "DeepKernelClassifier",
+        "DualActivation",
+        "HilbertKernelClassifier",
+        "limiting_classifier",
+        "optimal_activation",
+    },
     "flatminima.reparam": {"DistanceConstraint", "DistancePenalty", "LoRA"},
     "flatminima.objectives": {
         "AbsoluteError",
@@ -288,6 +316,7 @@ _HOMES = {
         "CrossEntropy",
         "CutMix",
         "ELR",
+        "DualT",
         "ELRLoss",
         "ELRPlus",
         "ERM",
@@ -309,7 +338,6 @@ _HOMES = {
         "hessian_alignment",
         "linear_head_alignment",
     },
-    "flatminima.optim": {"GNS", "VariationalAdam"},
     "flatminima.tuning": {
         "MAID",
         "BilevelResult",
@@ -318,6 +346,7 @@ _HOMES = {
         "minimize_bilevel",
         "tune_penalties",
     },
+    "flatminima.optim": {"GNS", "GreedyBCD", "VariationalAdam"},
 }
 """Where a public name lives; in `flatminima.perturb` if it is not here."""
 

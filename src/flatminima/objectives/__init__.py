@@ -4,6 +4,7 @@ from flatminima.objectives.backward_correction import BackwardCorrection
 from flatminima.objectives.conr import ConR, ConRLoss
 from flatminima.objectives.cross_entropy import CrossEntropy, LabelSmoothing
 from flatminima.objectives.domains import AcrossDomains, sample_domains
+from flatminima.objectives.dual_t import DualT
 from flatminima.objectives.elr import ELR, ELRLoss
 from flatminima.objectives.elr_plus import ELRPlus
 from flatminima.objectives.features import Features, features_of
@@ -37,6 +38,7 @@ __all__ = [
     "ConRLoss",
     "CrossEntropy",
     "CutMix",
+    "DualT",
     "ELRLoss",
     "ELRPlus",
     "Features",

@@ -118,7 +118,7 @@ class ConRLoss(nn.Module):
         name="conr",
         title="ConR",
         equation="L_reg + beta L_ConR: near labels attract, far ones predicted alike repel",
-        gradients="about 3: the batch and two views of it",
+        gradients="about 3",
         buffers=NONE,
         strength="window",
         suggested="the difference between labels that makes none, as 1 for ages in years",
