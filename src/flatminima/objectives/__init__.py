@@ -1,5 +1,6 @@
 """What is minimized: callables `(model, batch) -> loss`, one file per loss, target or penalty."""
 
+from flatminima.objectives.aligning import HessianAlignment, HutchinsonAlignment
 from flatminima.objectives.backward_correction import BackwardCorrection
 from flatminima.objectives.conr import ConR, ConRLoss
 from flatminima.objectives.cross_entropy import CrossEntropy, LabelSmoothing
@@ -9,12 +10,7 @@ from flatminima.objectives.elr import ELR, ELRLoss
 from flatminima.objectives.elr_plus import ELRPlus
 from flatminima.objectives.features import Features, features_of
 from flatminima.objectives.given import Loss, OwnLoss, as_objective
-from flatminima.objectives.hessian_alignment import (
-    HessianAlignment,
-    HutchinsonAlignment,
-    hessian_alignment,
-    linear_head_alignment,
-)
+from flatminima.objectives.hessian_alignment import hessian_alignment, linear_head_alignment
 from flatminima.objectives.invariance import CORAL, ERM, IRM, Fishr, VREx
 from flatminima.objectives.mixing import CutMix, Mixup
 from flatminima.objectives.penalties import GradientNorm, TracePenalty

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flatminima.cards import Card
 from flatminima.errors import InputError, unknown
-from flatminima.objectives.domains import AcrossDomains, Head, Part
 from flatminima.objectives.linear_head import HeadLoss, LinearHeadLoss
-from flatminima.objectives.registry import below, register
-from flatminima.objectives.supervised import Batch
+from flatminima.objectives.registry import below
 
 METHODS = ("hgp", "hutchinson", "diag-exact")
-SOURCE = "Hemati et al., 2023, arXiv 2308.11778"
 
 
 def hessian_alignment(
@@ -84,8 +80,8 @@ def hessian_alignment(
         raise InputError("head_params is empty: give the tensors of the head")
     if not all(loss.requires_grad for loss in losses):
         raise InputError("a domain's loss has no graph: compute it with gradients enabled")
-    heads = [_AutogradHead(loss, params) for loss in losses]
-    return _aligned(heads, method, alpha, beta, probes, generator, detach_mean)
+    heads = [AutogradHead(loss, params) for loss in losses]
+    return aligned(heads, method, alpha, beta, probes, generator, detach_mean)
 
 
 def linear_head_alignment(
@@ -137,11 +133,19 @@ def linear_head_alignment(
             )
     triples = zip(features, logits, labels, strict=True)
     heads = [LinearHeadLoss(f, z, y, bias=bias) for f, z, y in triples]
-    return _aligned(heads, method, alpha, beta, probes, generator, detach_mean)
+    return aligned(heads, method, alpha, beta, probes, generator, detach_mean)
 
 
-class _AutogradHead:
-    """Any loss, by differentiating its gradient."""
+class AutogradHead:
+    """Any loss as a function of a head, by differentiating its gradient; see `HeadLoss`.
+
+    Args:
+        loss: A scalar that is still part of the graph.
+        params: The head's tensors.
+
+    Raises:
+        InputError: the loss does not depend on them.
+    """
 
     def __init__(self, loss: Tensor, params: Sequence[Tensor]) -> None:
         self.params = params
@@ -160,9 +164,11 @@ class _AutogradHead:
         self.flat = self._flat(found)
 
     def gradient(self) -> Tensor:
+        """The gradient, shape (P,)."""
         return self.flat
 
     def product(self, vector: Tensor) -> Tensor:
+        """H v, shape (P,)."""
         if not self.flat.requires_grad:
             return torch.zeros_like(self.flat)
         # By the graph of the vector too, which a gradient of g.v would count twice for v = g.
@@ -172,9 +178,11 @@ class _AutogradHead:
         return self._flat(found)
 
     def products(self, vectors: Tensor) -> Tensor:
+        """H v of each row v, shape (K, P)."""
         return torch.stack([self.product(vector) for vector in vectors])
 
     def diagonal(self) -> Tensor:
+        """The diagonal of H, shape (P,), by P products."""
         rows = torch.eye(len(self.flat), dtype=self.flat.dtype, device=self.flat.device)
         return torch.stack([self.product(row)[i] for i, row in enumerate(rows)])
 
@@ -186,7 +194,7 @@ class _AutogradHead:
         return torch.cat([part.flatten() for part in filled])
 
 
-def _aligned(
+def aligned(
     heads: Sequence[HeadLoss],
     method: str,
     alpha: float,
@@ -195,6 +203,7 @@ def _aligned(
     generator: torch.Generator | None,
     detach_mean: bool,
 ) -> Tensor:
+    """The penalty of `hessian_alignment`, of each domain's loss as a function of the head."""
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     alpha, beta = below("alpha", alpha, 0), below("beta", beta, 0)
@@ -211,7 +220,7 @@ def _aligned(
         second = torch.stack([h.product(g) for h, g in zip(heads, gradients, strict=True)])
     else:
         if method == "hutchinson":
-            signs = _signs(probes, mean, generator)
+            signs = draw_signs(probes, mean, generator)
             second = torch.stack([(signs * head.products(signs)).mean(0) for head in heads])
         else:
             second = torch.stack([head.diagonal() for head in heads])
@@ -228,175 +237,9 @@ def _spread(rows: Tensor, target: Tensor, detach: bool) -> Tensor:
     return (rows - (target.detach() if detach else target)).square().sum(1).mean()
 
 
-def _signs(probes: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+def draw_signs(probes: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Rows of -1 and +1, drawn on the CPU whatever the device."""
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
         raise InputError(f"probes is {probes!r}: give a whole number of at least 1")
     drawn = torch.randint(2, (probes, len(like)), generator=generator)
     return (2 * drawn - 1).to(like)
-
-
-class _Aligning(AcrossDomains):
-    """The penalty of `hessian_alignment` on the head of a model."""
-
-    watches_features = True
-    method: str
-    probes = 1
-
-    def __init__(
-        self,
-        alpha: float,
-        beta: float,
-        weight: float,
-        warmup: int,
-        early_weight: float | None,
-        rescale: bool,
-        detach_mean: bool,
-        layer: str,
-    ) -> None:
-        super().__init__(weight, warmup, early_weight, rescale, layer)
-        self.alpha, self.beta = below("alpha", alpha, 0), below("beta", beta, 0)
-        self.detach_mean = bool(detach_mean)
-
-    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean loss of `model` on `batch`, a scalar tensor."""
-        if torch.is_grad_enabled() or self._is_linear or not model.training:
-            return super().forward(model, batch)
-        with torch.enable_grad():
-            return super().forward(model, batch).detach()
-
-    def penalty(self, parts: Sequence[Part], head: Head | None) -> Tensor:
-        """See `hessian_alignment`."""
-        assert head is not None
-        heads: list[HeadLoss]
-        if head.linear:
-            heads = [head.of(part) for part in parts]
-        else:
-            params = [p for p in head.module.parameters() if p.requires_grad]
-            if not params:
-                raise InputError(
-                    "the layer whose derivatives are to be aligned has no free parameters: name "
-                    "another by layer="
-                )
-            heads = [_AutogradHead(part.loss, params) for part in parts]
-        return _aligned(
-            heads, self.method, self.alpha, self.beta, self.probes, None, self.detach_mean
-        )
-
-
-@register(
-    Card(
-        name="hessian-alignment",
-        title="Hessian alignment by Hessian-gradient products (HGP)",
-        equation="mean_e L_e + weight mean_e(alpha |H_e g_e - Hg|^2 + beta |g_e - g|^2), of the "
-        "head; g, H: means over domains",
-        gradients="1 with a linear head, else about 3",
-        buffers="none with a linear head, else the graphs of the head's derivatives",
-        strength="weight",
-        suggested="1000 after a warmup; DomainBed's is weight=1, alpha=1e-4, beta=5e-3",
-        source=SOURCE,
-        slot="objective",
-        aliases=("hgp",),
-    )
-)
-class HessianAlignment(_Aligning):
-    r"""$\bar L$ and how far the head's $H_e g_e$ and $g_e$ are from $\bar H \bar g$ and $\bar g$.
-
-    `hessian_alignment` with "hgp" in a run; see `AcrossDomains` for what a batch must say, for the
-    warmup and for several processes. Where the logits are a linear function of what the layer is
-    given, by it, closed forms are used, and nothing is differentiated twice. Else the layer's
-    parameters are differentiated by autograd: not for DDP or fp16 then.
-
-    Source: Hemati, Zhang, Estiri, Chen, Understanding Hessian Alignment for Domain Generalization,
-    2023, arXiv 2308.11778.
-
-    Args:
-        alpha: The weight of the Hessian's part, 0 or above.
-        beta: The weight of the gradient's part, 0 or above.
-        weight: Of both, 0 or above.
-        warmup: Steps before it has that weight.
-        early_weight: Its weight in those steps. Default: 1, or `weight` if that is smaller.
-        rescale: Divide loss and penalty by the weight while it is above 1.
-        detach_mean: Whether no gradient flows through the means, as in the authors' DomainBed code.
-        layer: The name of the head. Default: the linear layer that runs last.
-
-    Raises:
-        InputError: a number out of its range; at a call, batches without "domain", or no such
-            layer.
-    """
-
-    method = "hgp"
-
-    def __init__(
-        self,
-        alpha: float = 1.0,
-        beta: float = 1.0,
-        weight: float = 1.0,
-        warmup: int = 0,
-        early_weight: float | None = None,
-        rescale: bool = False,
-        detach_mean: bool = True,
-        layer: str = "",
-    ) -> None:
-        super().__init__(alpha, beta, weight, warmup, early_weight, rescale, detach_mean, layer)
-
-
-@register(
-    Card(
-        name="hutchinson-alignment",
-        title="Hessian alignment by the Hessian's diagonal (Hutchinson)",
-        equation="mean_e L_e + weight mean_e(alpha |D_e - D|^2 + beta |g_e - g|^2), of the head; "
-        "D_e: diagonal of H_e, estimated; g, D: means over domains",
-        gradients="1 with a linear head, else about 2 + probes",
-        buffers="none with a linear head, else the graphs of the head's derivatives",
-        strength="weight",
-        suggested="1000 after a warmup; DomainBed's is weight=1, alpha=1e-3, beta=5e-3, probes=300",
-        source=SOURCE,
-        slot="objective",
-    )
-)
-class HutchinsonAlignment(_Aligning):
-    r"""$\bar L$ and how far the head's $\mathrm{diag} H_e$ and $g_e$ are from their means.
-
-    `hessian_alignment` with "hutchinson" in a run, or with "diag-exact", which has no variance and
-    with a linear head costs less. The signs are drawn from torch's global generator on the CPU,
-    which the passes of a step share, and are the same for all domains. The rest is as of
-    `HessianAlignment`.
-
-    Source: Hemati, Zhang, Estiri, Chen, Understanding Hessian Alignment for Domain Generalization,
-    2023, arXiv 2308.11778.
-
-    Args:
-        alpha: The weight of the Hessian's part, 0 or above.
-        beta: The weight of the gradient's part, 0 or above.
-        weight: Of both, 0 or above.
-        probes: Random sign vectors, at least 1.
-        exact: The diagonal itself instead.
-        warmup: Steps before the penalty has its weight.
-        early_weight: Its weight in those steps. Default: 1, or `weight` if that is smaller.
-        rescale: Divide loss and penalty by the weight while it is above 1.
-        detach_mean: Whether no gradient flows through the means; it makes no difference here.
-        layer: The name of the head. Default: the linear layer that runs last.
-
-    Raises:
-        InputError: a number out of its range; at a call, batches without "domain", or no such
-            layer.
-    """
-
-    def __init__(
-        self,
-        alpha: float = 1.0,
-        beta: float = 1.0,
-        weight: float = 1.0,
-        probes: int = 30,
-        exact: bool = False,
-        warmup: int = 0,
-        early_weight: float | None = None,
-        rescale: bool = False,
-        detach_mean: bool = True,
-        layer: str = "",
-    ) -> None:
-        super().__init__(alpha, beta, weight, warmup, early_weight, rescale, detach_mean, layer)
-        self.method = "diag-exact" if exact else "hutchinson"
-        _signs(probes, torch.zeros(0), torch.Generator())
-        self.probes = probes
