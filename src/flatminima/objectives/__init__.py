@@ -12,6 +12,7 @@ from flatminima.objectives.features import Features, features_of
 from flatminima.objectives.given import Loss, OwnLoss, as_objective
 from flatminima.objectives.hessian_alignment import hessian_alignment, linear_head_alignment
 from flatminima.objectives.invariance import CORAL, ERM, IRM, Fishr, VREx
+from flatminima.objectives.language_model import LanguageModel
 from flatminima.objectives.mixing import CutMix, Mixup
 from flatminima.objectives.penalties import GradientNorm, TracePenalty
 from flatminima.objectives.ps_kd import PSKD, PSKDLoss
@@ -43,6 +44,7 @@ __all__ = [
     "HessianAlignment",
     "HutchinsonAlignment",
     "LabelSmoothing",
+    "LanguageModel",
     "LinearLoss",
     "Loss",
     "Mixup",

@@ -34,6 +34,7 @@ from flatminima.training import models
 from flatminima.training.averaging import Average
 from flatminima.training.batches import batches_per_epoch
 from flatminima.training.brackets import parse_brackets
+from flatminima.training.built import Built
 from flatminima.training.checkpoint import BAKED, Checkpoint
 from flatminima.training.data.augment import views_of
 from flatminima.training.data.domains import NAME_DOMAINS as NAMES
@@ -42,6 +43,7 @@ from flatminima.training.data.examples import DataSet
 from flatminima.training.data.load import check_augmentation
 from flatminima.training.data.load import load as load_data
 from flatminima.training.directory import RunDirectory
+from flatminima.training.language_models import TINY
 from flatminima.training.logs import Log
 from flatminima.training.methods import (
     SHARED_OPTIONS,
@@ -77,7 +79,7 @@ class Prepared:
 
     recipe: Recipe
     data: DataSet
-    built: models.Built
+    built: Built
 
     @property
     def task(self) -> Task:
@@ -105,9 +107,10 @@ def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     places = {"data": recipe.data.data, "model": name}
     recipe = recipe.but(**{key: _absolute(place) for key, place in places.items()})
     recipe = recipe.resolved(built.family, built.random_weights, own_base)
-    if built.family == "builtin" and recipe.model.pretrain and data.source is not None:
+    starts_anew = built.family == "builtin" or name == TINY
+    if starts_anew and recipe.model.pretrain and data.source is not None:
         with fitting_threads(built.model):
-            pretrain(built.model, data, built.encoding, seed, progress)
+            pretrain(built.model, data, built.encoding, seed, task_of(data), progress)
         torch.manual_seed(seed)  # what follows is the same whether that was cached or not
     return Prepared(recipe, data, built)
 
