@@ -53,7 +53,7 @@ def choose(names: Sequence[str], spec: DataSpec, numeric: Sequence[str], where: 
         )
     domain = None
     if spec.domain_column:
-        domain = _named(names, spec.domain_column, "--domain-column", where)
+        domain = named(names, spec.domain_column, "--domain-column", where)
         if domain in (spec.label_column, spec.text_column, spec.image_column):
             raise InputError(
                 f"the column {domain!r} of {where} is taken for the domain and for something else: "
