@@ -59,7 +59,8 @@ def test_each_is_a_scalar_with_a_gradient_in_training_mode(objective):
     x, y = batch()
     if isinstance(objective, Remembering):
         objective.begin(Setting(samples=len(y), outputs=CLASSES, steps=2, steps_per_epoch=1))
-    loss = objective(model, {"inputs": x, "targets": y, "index": torch.arange(len(y))})
+    known = {"index": torch.arange(len(y)), "domain": torch.arange(len(y)) % 2}
+    loss = objective(model, {"inputs": x, "targets": y, **known})
     loss.backward()
     assert loss.shape == ()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

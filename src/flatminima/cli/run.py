@@ -81,6 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
             print(name_of(at))
         screen.show(rich_table(summary), rich_table(summary, narrow=True))
         report.of_study(folder)
+    if grid is not None and "domains" in found:
+        whole = found["domains"]
+        screen.show(rich_table(whole), rich_table(whole, narrow=True))
     if grid is not None and len(grid) == 1:
         _draw(found, out / "figure.svg", about.get("shows", SHOWN))
     print(f"experiment directory: {out}")

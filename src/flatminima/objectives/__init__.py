@@ -1,14 +1,18 @@
 """What is minimized: callables `(model, batch) -> loss`, one file per loss, target or penalty."""
 
+from flatminima.objectives.aligning import HessianAlignment, HutchinsonAlignment
 from flatminima.objectives.backward_correction import BackwardCorrection
 from flatminima.objectives.conr import ConR, ConRLoss
 from flatminima.objectives.contrastive import Contrastive
 from flatminima.objectives.cross_entropy import CrossEntropy, LabelSmoothing
+from flatminima.objectives.domains import AcrossDomains, sample_domains
 from flatminima.objectives.dual_t import DualT
 from flatminima.objectives.elr import ELR, ELRLoss
 from flatminima.objectives.elr_plus import ELRPlus
 from flatminima.objectives.features import Features, features_of
 from flatminima.objectives.given import Loss, OwnLoss, as_objective
+from flatminima.objectives.hessian_alignment import hessian_alignment, linear_head_alignment
+from flatminima.objectives.invariance import CORAL, ERM, IRM, Fishr, VREx
 from flatminima.objectives.language_model import LanguageModel
 from flatminima.objectives.mixing import CutMix, Mixup
 from flatminima.objectives.penalties import GradientNorm, TracePenalty
@@ -19,9 +23,13 @@ from flatminima.objectives.remembering import Remembering, Setting, sample_index
 from flatminima.objectives.supervised import Batch, Objective, Supervised
 
 __all__ = [
+    "CORAL",
     "ELR",
+    "ERM",
+    "IRM",
     "PSKD",
     "AbsoluteError",
+    "AcrossDomains",
     "BackwardCorrection",
     "Batch",
     "ConR",
@@ -33,7 +41,10 @@ __all__ = [
     "ELRLoss",
     "ELRPlus",
     "Features",
+    "Fishr",
     "GradientNorm",
+    "HessianAlignment",
+    "HutchinsonAlignment",
     "LabelSmoothing",
     "LanguageModel",
     "LinearLoss",
@@ -47,10 +58,14 @@ __all__ = [
     "SquaredError",
     "Supervised",
     "TracePenalty",
+    "VREx",
     "as_objective",
     "features_of",
+    "hessian_alignment",
+    "linear_head_alignment",
     "make_objective",
     "objective_card",
     "objective_cards",
+    "sample_domains",
     "sample_index",
 ]

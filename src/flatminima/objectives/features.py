@@ -13,17 +13,32 @@ from flatminima.errors import InputError, unknown
 WRAPPERS = ("module.", "_orig_mod.")
 """What wrappers (DDP, compiled modules) put before the names of modules."""
 
+DID_NOT_RUN = """the layer whose input is to be taken for the features did not run, or was given \
+no tensor: name another by layer="""
+
 
 class Features:
     """The features of the last forward pass."""
 
     def __init__(self) -> None:
         self._seen: Tensor | None = None
+        self._layer: nn.Module | None = None
 
     def saw(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """A forward pre-hook; of several modules, the one that ran last counts."""
         if inputs and isinstance(inputs[0], Tensor):
-            self._seen = inputs[0]
+            self._seen, self._layer = inputs[0], module
+
+    @property
+    def layer(self) -> nn.Module:
+        """The module that was given them.
+
+        Raises:
+            InputError: it did not run.
+        """
+        if self._layer is None:
+            raise InputError(DID_NOT_RUN)
+        return self._layer
 
     def of(self, samples: int) -> Tensor:
         """The features, one row a sample, shape (samples, D).
@@ -32,10 +47,7 @@ class Features:
             InputError: the head did not run, or is not given one row for each sample.
         """
         if self._seen is None:
-            raise InputError(
-                "the layer whose input is to be taken for the features did not run, or was given "
-                "no tensor: name another by layer="
-            )
+            raise InputError(DID_NOT_RUN)
         if len(self._seen) != samples:
             raise InputError(
                 f"the layer whose input is to be taken for the features is given "

@@ -23,6 +23,7 @@ _HEADERS = {
     "test_accuracy": "test accuracy (%)",
     "test_mae": "test MAE",
     "test_gmean": "test geometric mean",
+    "worst_domain": "worst domain (%)",
     "test_error": "test error",
     "test_loss": "test loss",
     "hessian_trace": "Hessian trace",

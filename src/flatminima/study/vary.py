@@ -10,10 +10,12 @@ from typing import Any
 from flatminima.errors import InputError
 from flatminima.files import read_json, write_json, write_text
 from flatminima.study.compare import compare
+from flatminima.study.domains import across_domains
 from flatminima.study.jobs import Outcome
 from flatminima.study.runs import STUDY
 from flatminima.study.table import markdown_table
 from flatminima.training.assemble import for_methods
+from flatminima.training.data.load import domains_of
 from flatminima.training.recipe import Recipe, flag
 
 VARIED = "vary.json"
@@ -43,7 +45,7 @@ def vary(
         recipe: What all points have in common.
         methods: As on the command line; the first is the reference.
         seeds: How many, at each point the same.
-        grid: Field of the recipe to its values.
+        grid: Field of the recipe to its values; "all" for the domains of `test_domain`.
         out: Where to write; `vary.json` and `table.md` among it.
         workers: Processes; default: one for each core.
         ray: The address of a Ray cluster to run on instead.
@@ -52,16 +54,18 @@ def vary(
 
     Returns:
         The content of `vary.json`: "grid"; "points", for each its "at", field to value, its
-        "folder" and its "summary", what `compare` returns.
+        "folder" and its "summary", what `compare` returns; and "domains" where the only field is
+        `test_domain`, see `across_domains`.
 
     Raises:
         InputError: a field that cannot be varied, or none; no value, or one given twice; a point
             whose recipe cannot run, found before any point runs; as `compare`.
     """
+    grid = _resolved(recipe, grid)
     points = _points(recipe, methods, grid)
     _check_free(out, grid)
     write_json(out / VARIED, {"grid": dict(grid), "points": []})
-    found = []
+    found: list[dict[str, Any]] = []
     for number, (at, own) in enumerate(points.items(), 1):
 
         def told(stage: str, done: int, total: int, number: int = number) -> None:
@@ -81,7 +85,10 @@ def vary(
         values = {name: own.flat()[name] for name in grid}
         found.append({"at": values, "folder": at, "summary": summary})
         write_json(out / VARIED, {"grid": dict(grid), "points": found})
-    result = {"grid": dict(grid), "points": found}
+    result: dict[str, Any] = {"grid": dict(grid), "points": found}
+    if list(grid) == ["test_domain"]:
+        result["domains"] = across_domains([point["summary"] for point in found])
+        write_json(out / VARIED, result)
     write_text(out / "table.md", varied_markdown(result))
     return result
 
@@ -91,12 +98,21 @@ def varied_markdown(result: Mapping[str, Any]) -> str:
     parts = []
     for point in result["points"]:
         parts.append(f"### {name_of(point['at'])}\n\n{markdown_table(point['summary'])}")
+    if "domains" in result:
+        parts.insert(0, f"### Over all left-out domains\n\n{markdown_table(result['domains'])}")
     return "\n".join(parts)
 
 
 def name_of(at: Mapping[str, Any]) -> str:
     """A point in words: `train_size 50, lr 0.1`."""
     return ", ".join(f"{name} {value}" for name, value in at.items())
+
+
+def _resolved(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+    """The grid with the names of the domains where all of them are asked for."""
+    if grid.get("test_domain") != "all":
+        return grid
+    return {**grid, "test_domain": list(domains_of(recipe.data, recipe.loop.seed))}
 
 
 def _points(

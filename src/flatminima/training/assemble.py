@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from flatminima.errors import InputError, require
 from flatminima.measure import LiveTrace
 from flatminima.objectives import (
+    AcrossDomains,
     ConR,
     Contrastive,
     Objective,
@@ -37,6 +39,7 @@ from flatminima.training.brackets import parse_brackets
 from flatminima.training.built import Built
 from flatminima.training.checkpoint import BAKED, Checkpoint
 from flatminima.training.data.augment import views_of
+from flatminima.training.data.domains import NAME_DOMAINS as NAMES
 from flatminima.training.data.encode import encode
 from flatminima.training.data.examples import DataSet
 from flatminima.training.data.load import check_augmentation
@@ -205,6 +208,8 @@ def objective(recipe: Recipe, data: DataSet) -> Objective:
             f"--objective {name} {why}, and {data.name} holds {data.kind}s: take another, such as "
             f"{'squared-error' if data.task == 'regression' else 'label-smoothing'}"
         )
+    if isinstance(found, AcrossDomains):
+        _check_domains(name, found, data)
     if isinstance(found, ConR):
         # Its window is in the unit of the labels, which the model sees standardized.
         found = found.standardized(data.scale.deviation)
@@ -223,6 +228,18 @@ def check_gathering(minimized: Objective, recipe: Recipe, processes: int) -> Non
             "the contrastive loss gathers the samples of all processes at each forward pass, and "
             "with --micro-batch-size one may have more of these than another: leave it out, or say "
             "--objective 'contrastive(gather=false)'"
+        )
+
+
+def _check_domains(name: str, asked: AcrossDomains, data: DataSet) -> None:
+    """Refuse to compare domains where there are none, or one alone."""
+    domains = data.train.domains
+    if domains is None:
+        raise InputError(f"--objective {name} compares domains, and {data.name} has none: {NAMES}")
+    if asked.penalizes and len(present := np.unique(domains)) < 2:
+        raise InputError(
+            f"--objective {name} compares domains, and the training examples of {data.name} are of "
+            f"the single domain {data.domains[present[0]]!r}: give data of more, or take erm"
         )
 
 

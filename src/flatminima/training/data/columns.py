@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flatminima.errors import InputError
 from flatminima.training.data.examples import Kind
@@ -24,11 +24,13 @@ class Columns:
         kind: What the inputs are.
         inputs: One column; two for pairs of texts; all the features for vectors.
         label: The column with the label; "" for images with texts, which have none.
+        domain: The column that says where a row is from; None where none does.
     """
 
     kind: Kind
     inputs: tuple[str, ...]
     label: str
+    domain: str | None = None
 
 
 def choose(names: Sequence[str], spec: DataSpec, numeric: Sequence[str], where: str) -> Columns:
@@ -51,6 +53,15 @@ def choose(names: Sequence[str], spec: DataSpec, numeric: Sequence[str], where: 
             "given: an input is one or the other, leave one out; or say --task contrastive, for "
             "images with texts that fit them"
         )
+    domain = None
+    if spec.domain_column:
+        domain = named(names, spec.domain_column, "--domain-column", where)
+        if domain in (spec.label_column, spec.text_column, spec.image_column):
+            raise InputError(
+                f"the column {domain!r} of {where} is taken for the domain and for something else: "
+                "name another by --domain-column"
+            )
+        names = [name for name in names if name != domain]
     label = _label(names, spec, where)
     if spec.text_column:
         columns = Columns("text", _texts(names, spec.text_column, where), label)
@@ -64,7 +75,7 @@ def choose(names: Sequence[str], spec: DataSpec, numeric: Sequence[str], where: 
             f"the column {label!r} of {where} is taken for both input and label: "
             "name the label by --label-column"
         )
-    return columns
+    return replace(columns, domain=domain)
 
 
 def choose_captioned(names: Sequence[str], spec: DataSpec, where: str) -> Columns:

@@ -197,6 +197,8 @@ def fingerprint(parts: Iterable[Examples]) -> str:
     digest = hashlib.sha256()
     for examples in parts:
         digest.update(examples.targets.tobytes())
+        if examples.domains is not None:
+            digest.update(examples.domains.tobytes())
         inputs = examples.inputs
         for part in (inputs.images, inputs.texts) if isinstance(inputs, Captioned) else (inputs,):
             _digest(digest, part)

@@ -1,4 +1,7 @@
-"""A folder of images: one sub-folder per class, perhaps below train/, validation/ and test/."""
+"""A folder of images: one sub-folder per class, perhaps below train/, validation/ and test/.
+
+Or one sub-folder per domain, and in each one per class.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,8 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
             read; or a later split has a class that train/ has not.
     """
     root = Path(spec.data).expanduser()
+    if spec.domain_folders:
+        return _load_domains(root, spec, progress)
     found = {split: _class_folders(folder, root) for split, folder in _split_folders(root).items()}
     classes = tuple(found["train"])
     check_several(classes, f"the folder {_called(found, root)}")
@@ -58,6 +63,36 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
         classes=classes,
         splits=splits,
         details={"skipped": skipped, "files_that_are_no_images": ignored},
+    )
+
+
+def _load_domains(root: Path, spec: DataSpec, progress: Progress) -> Raw:
+    """Folders DOMAIN/CLASS: all of it in one split, since a domain is what is left out."""
+    found = {folder.name: _class_folders(folder, root) for folder in _visible_folders(root)}
+    if not found:
+        raise InputError(f"the folder {root} has no folder in it: it needs one for each domain")
+    domains = tuple(found)
+    classes = tuple(sorted({name for by_class in found.values() for name in by_class}))
+    check_several(classes, f"the folder {root}")
+    rows = [
+        (path, classes.index(name), domains.index(domain))
+        for domain, by_class in found.items()
+        for name, files in by_class.items()
+        for path in files
+    ]
+    images = [row for row in rows if _is_image(row[0])]
+    paths = [path for path, _, _ in images]
+    names = [path.relative_to(root).as_posix() for path in paths]
+    good, skipped = sound(paths, names, spec.on_bad_file, progress)
+    targets, places = np.array([row[1:] for row in images], dtype=np.int64).T
+    check_left(classes, targets, targets[good])
+    return Raw(
+        name=root.resolve().name,
+        kind="image",
+        classes=classes,
+        splits={"train": Examples(paths, targets, places).take(good)},
+        details={"skipped": skipped, "files_that_are_no_images": len(rows) - len(images)},
+        domains=domains,
     )
 
 

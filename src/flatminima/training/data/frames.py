@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from flatminima.errors import InputError
 from flatminima.progress import Progress
 from flatminima.training.data.columns import Columns
+from flatminima.training.data.domains import encode_domains
 from flatminima.training.data.examples import Examples, Inputs, Raw
 from flatminima.training.data.images import sound
 from flatminima.training.data.labels import check_left, encode_labels
@@ -52,7 +53,8 @@ def assemble(
             or an image cannot be read.
     """
     for split, frame in frames.items():
-        check_shape(frame, (*columns.inputs, columns.label), where[split])
+        domain = () if columns.domain is None else (columns.domain,)
+        check_shape(frame, (*columns.inputs, columns.label, *domain), where[split])
     labels = {split: cells(frame, columns.label) for split, frame in frames.items()}
     classes: tuple[str, ...] = ()
     targets: Mapping[str, NDArray[Any]]
@@ -60,19 +62,25 @@ def assemble(
         targets = read_numbers(labels, where, label_names)
     else:
         classes, targets = encode_labels(labels, where, label_names)
+    domains: tuple[str, ...] = ()
+    of_rows: Mapping[str, NDArray[np.int64]] = {}
+    if columns.domain is not None:
+        named = {split: cells(frame, columns.domain) for split, frame in frames.items()}
+        domains, of_rows = encode_domains(named, where)
     splits, skipped = {}, []
     for split, frame in frames.items():
+        own, place = targets[split], of_rows.get(split)
         if columns.kind == "vector":
-            splits[split] = Examples(_features(frame, columns, where[split]), targets[split])
+            splits[split] = Examples(_features(frame, columns, where[split]), own, place)
         elif columns.kind == "text":
-            splits[split] = Examples(_texts(frame, columns, where[split]), targets[split])
+            splits[split] = Examples(_texts(frame, columns, where[split]), own, place)
         else:
             images, names = image_cells(frame, columns.inputs[0], folder, where[split])
             good, bad = sound(images, names, on_bad_file, progress)
             skipped += bad
-            splits[split] = Examples(images, targets[split]).take(good)
+            splits[split] = Examples(images, own, place).take(good)
             if split == "train" and classes:
-                check_left(classes, targets[split], targets[split][good])
+                check_left(classes, own, own[good])
     details: dict[str, Any] = {
         "columns": {"inputs": list(columns.inputs), "label": columns.label},
         "skipped": skipped,
@@ -84,6 +92,7 @@ def assemble(
         splits=splits,
         details=details,
         task=task or "classification",
+        domains=domains,
     )
 
 

@@ -55,10 +55,14 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
         spec.data,
     )
     label_names = getattr(features[columns.label], "names", None)
+    domain_names = getattr(features.get(columns.domain), "names", None)
     frames, hidden = {}, []
     for split, part in splits.items():
-        chosen = [name for name in (*columns.inputs, columns.label) if name in part.features]
+        wanted = (*columns.inputs, columns.label, columns.domain)
+        chosen = [name for name in wanted if name in part.features]
         frame = _undecoded(part.select_columns(chosen)).to_pandas()
+        if domain_names is not None and columns.domain in frame:
+            frame[columns.domain] = frame[columns.domain].map(dict(enumerate(domain_names)))
         if split != "train" and columns.label in frame and _hides(frame[columns.label]):
             hidden.append(split)
             continue

@@ -23,9 +23,12 @@ from flatminima.training.data import (
     hub,
     matrix_sensing,
     pydocs,
+    rotated_digits,
     scenes,
     table,
+    two_bits,
 )
+from flatminima.training.data.domains import NAME_DOMAINS, leave_out, per_domain
 from flatminima.training.data.examples import DataSet, Examples, Raw, Targets, fingerprint
 from flatminima.training.data.label_noise import add_label_noise
 from flatminima.training.data.numbers import Scale
@@ -46,6 +49,8 @@ SOURCES: dict[str, Source] = {
     "pydocs": pydocs.load,
     "scene-classes": scenes.load_classes,
     "scenes": scenes.load,
+    "rotated-digits": rotated_digits.load,
+    "two-bits": two_bits.load,
 }
 """The built-in data sets, by name; some take options in brackets."""
 
@@ -73,6 +78,9 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
     stream(seed, "check")
     raw = find_source(spec.data)(spec, seed, progress or silent)
     check_augmentation(spec.augment, raw)
+    check_domains(spec, raw)
+    if spec.test_domain is not None:
+        raw = leave_out(raw, spec.test_domain)
     if spec.task not in (None, raw.task):
         raise InputError(
             f"--task {spec.task} does not fit {raw.name}, whose labels are for {raw.task}: leave "
@@ -123,6 +131,36 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
 
 def _on(scale: Scale, examples: Examples) -> Examples:
     return replace(examples, targets=scale.standardized(examples.targets))
+
+
+def domains_of(spec: DataSpec, seed: int) -> tuple[str, ...]:
+    """The names of the domains that could be left out.
+
+    Raises:
+        InputError: the data cannot be read, or have no domains.
+    """
+    raw = find_source(spec.data)(spec, seed, silent)
+    check_domains(spec, raw)
+    if not raw.domains:
+        raise InputError(f"{raw.name} has no domains to leave out: {NAME_DOMAINS}")
+    return raw.domains
+
+
+def check_domains(spec: DataSpec, raw: Raw) -> None:
+    """Refuse domains that were asked for and are not there, or one alone.
+
+    Raises:
+        InputError: they are not, or it is one.
+    """
+    asked = spec.domain_column or spec.domain_folders
+    if asked and not raw.domains:
+        flag, of = ("column", "tables") if spec.domain_column else ("folders", "folders of images")
+        raise InputError(f"--domain-{flag} is for {of}, and {raw.name} is none: leave it out")
+    if asked and len(raw.domains) == 1:
+        raise InputError(
+            f"{raw.name} has the single domain {raw.domains[0]!r}: give data of two or more, or "
+            "leave --domain-column and --domain-folders out"
+        )
 
 
 def check_augmentation(augment: str, data: Raw | DataSet) -> None:
@@ -209,6 +247,10 @@ def _divide(raw: Raw, spec: DataSpec, seed: int) -> tuple[dict[str, Examples], d
         origins[split] = f"{fraction:g} of the training examples, stratified"
         origins["train"] = "what the cut splits left"
     parts["train"] = train
+    if spec.test_domain is not None:
+        origins["test"] = f"all examples of the domain {spec.test_domain}"
+        if origins["train"] == "given by the source":
+            origins["train"] = "all examples of the other domains"
     return parts, origins
 
 
@@ -230,6 +272,7 @@ def _report(
             "count": len(examples),
             "origin": origins[split],
             **_told(examples, raw),
+            **({"per_domain": per_domain(examples, raw.domains)} if raw.domains else {}),
         }
     if raw.source is not None:
         report["source"] = {

@@ -21,10 +21,10 @@ class DataSpec:
     """Which data to train on, and how it is divided, corrupted and augmented.
 
     Attributes:
-        data: A built-in name ("diabetes", "digits", "glyphs", "pydocs", "scenes",
-            "scene-classes"), a path (a folder of images with one sub-folder per class; a .csv,
-            .tsv, .jsonl or .parquet file; a folder with train.csv, test.csv, ...; a copy written by
-            `datasets.save_to_disk`), or a Hugging Face id, `owner/name` or
+        data: A built-in name ("diabetes", "digits", "glyphs", "pydocs", "rotated-digits", "scenes",
+            "scene-classes", "two-bits"), a path (a folder of images with one sub-folder per class;
+            a .csv, .tsv, .jsonl or .parquet file; a folder with train.csv, test.csv, ...; a copy
+            written by `datasets.save_to_disk`), or a Hugging Face id, `owner/name` or
             `owner/name:configuration`.
         task: What the data are for: classes; numbers to be predicted; questions with rationales and
             answers; or images with texts that fit them, which need no labels. None: as the data set
@@ -36,6 +36,10 @@ class DataSpec:
         text_column: The column with the text; two columns, `first,second`, make pairs of texts.
         label_column: The column with the label.
         image_column: The column with the path of the image, relative to the table.
+        domain_column: The column that says where an example is from.
+        domain_folders: Whether a folder of images has a sub-folder for each domain, and those one
+            for each class.
+        test_domain: The domain that is tested on, and not trained on. None: as without domains.
         train_size: Keep this many training examples, stratified by class.
         validation_fraction: Part of the training examples set aside for validation where the source
             has no validation split. None: the data set's own default (0 for digits, else 0.1).
@@ -89,6 +93,17 @@ class DataSpec:
     image_column: str | None = field(
         default=None, metadata={"help": "column with the image's path, relative to the table"}
     )
+    domain_column: str | None = field(
+        default=None, metadata={"help": "column that says where an example is from"}
+    )
+    domain_folders: bool = field(
+        default=False,
+        metadata={"help": "the folder of images is DOMAIN/CLASS/..., not CLASS/..."},
+    )
+    test_domain: str | None = field(
+        default=None,
+        metadata={"help": "test on this domain, all of it, and train on the others"},
+    )
     train_size: int | None = field(
         default=None,
         metadata={"help": "keep this many training examples, the same share of every class"},
@@ -133,10 +148,21 @@ class DataSpec:
             raise InputError(
                 f"data is {self.data!r}: give a built-in name, a path or a Hugging Face id (--data)"
             )
-        for name in ("text_column", "label_column", "image_column"):
+        for name in ("text_column", "label_column", "image_column", "domain_column"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
                 raise InputError(f"{name} is {value!r}: give the name of a column ({_flag(name)})")
+        if not isinstance(self.domain_folders, bool):
+            raise InputError(
+                f"domain_folders is {self.domain_folders!r}: give true or false (--domain-folders)"
+            )
+        if self.domain_folders and self.domain_column:
+            raise InputError(
+                "--domain-column is for tables and --domain-folders for folders of images: leave "
+                "one out"
+            )
+        if self.test_domain is not None and not str(self.test_domain).strip():
+            raise InputError("test_domain is empty: give the name of a domain (--test-domain)")
         _check_whole("train_size", self.train_size, least=2, optional=True)
         _check_whole("max_length", self.max_length, least=1)
         _check_whole("image_size", self.image_size, least=1, optional=True)
