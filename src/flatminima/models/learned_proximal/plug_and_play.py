@@ -288,7 +288,9 @@ def _weight(denoiser: Denoiser, weight: float | None, noise: float | None) -> fl
     if weight is None:
         sigma = float(getattr(denoiser, "sigma", 0.0))
         if not sigma > 0:
-            raise InputError("the denoiser has no sigma that noise could be compared with: give weight")
+            raise InputError(
+                "the denoiser has no sigma that noise could be compared with: give weight"
+            )
         if noise is None or not 0 < noise < math.inf:
             raise InputError(f"noise is {noise}: give a standard deviation above 0")
         return (sigma / noise) ** 2

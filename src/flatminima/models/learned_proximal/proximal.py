@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from flatminima.errors import InputError
 from flatminima.models.learned_proximal.inversion import Prior, invert
 
-NOT_CONVEX = """{name} has {count} negative weights where convexity needs none, so it is no proximal \
-operator: call clip_() after every step of the optimizer"""
+NOT_CONVEX = """{name} has {count} negative weights where convexity needs none, so it is no \
+proximal operator: call clip_() after every step of the optimizer"""
 
 
 class LearnedProximal(nn.Module):

@@ -40,7 +40,9 @@ class Fitted:
     steps: int
 
     def __str__(self) -> str:
-        ends = (f"{n}: {v[0]:.4g} to {v[-1]:.4g}" for n, v in zip(self.names, self.losses))
+        ends = (
+            f"{n}: {v[0]:.4g} to {v[-1]:.4g}" for n, v in zip(self.names, self.losses, strict=True)
+        )
         return f"{self.steps} steps; " + "; ".join(ends)
 
     def plot(self, ax: Any = None) -> Any:
