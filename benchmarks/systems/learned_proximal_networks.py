@@ -149,7 +149,7 @@ def _difference(found: dict, name: str, digits: int) -> str:
 
 
 def draw(found: dict, folder: Path) -> None:
-    """The Laplace curves and convergence of the first seed; before and after, at a seed of its own."""
+    """Laplace curves; convergence of the first seed; before and after, at a seed of its own."""
     from matplotlib import pyplot
 
     _draw_laplace(found, pyplot, folder)

@@ -32,7 +32,7 @@ from flatminima.objectives import Supervised
 SIDE, SIGMA, NOISE, STEPS = 8, 0.1, 0.02, 600
 WHOLE, PART = 128, 64
 AREAS = {"flower": (80, 350, 170, 445), "china": (60, 360, 0, 640)}
-"""Rows and columns that crops are from: the flower without its background, china without the sky."""
+"""Rows and columns that crops are from: the flower, its background left out; china, its sky."""
 
 TASKS = ("deblurring", "inpainting", "compressed sensing")
 WEIGHTS = (1.5, 4.0, 12.0, 36.0, 108.0)

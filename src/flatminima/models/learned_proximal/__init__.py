@@ -1,4 +1,4 @@
-"""Learned proximal networks: denoisers that are exactly proximal operators, and what they are for."""
+"""Learned proximal networks: denoisers that are proximal operators, and what they are for."""
 
 from flatminima.models.learned_proximal.inversion import Prior
 from flatminima.models.learned_proximal.matching import ProximalMatching, Stage, proximal_schedule

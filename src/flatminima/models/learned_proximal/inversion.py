@@ -163,4 +163,4 @@ def _wide(a: Tensor, like: Tensor) -> Tensor:
 
 
 def _by(a: Tensor, b: Tensor) -> Tensor:
-    return _wide(a, b) * b
+    return b * _wide(a, b)

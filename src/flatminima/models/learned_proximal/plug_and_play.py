@@ -19,10 +19,10 @@ Denoiser = Callable[[Tensor], Tensor]
 Turns = Iterator[tuple[Tensor, float]]
 """Iterates and what they cost, nan where that is not known."""
 
-TOO_STEEP = """{name} needs weight * |A|^2 of at most 1, and it is {steep:.3g}: the step is fixed by \
-the denoiser and cannot be shortened. Lower the weight to {most:.3g}, or use pnp_admm, which takes \
+TOO_STEEP = """{name} needs weight * |A|^2 of at most 1, and it is {steep:.3g}: the step is fixed \
+by the denoiser and cannot be shortened. Lower the weight to {most:.3g}, or use pnp_admm, which takes \
 any weight"""
-NO_RANGE = """A'b / |A|^2 reaches from {low:.4g} to {high:.4g}, and the network was trained on \
+NO_RANGE = """A'b / |A|^2 reaches from {low:.4g} to {high:.4g}, the network was trained on \
 values from {least:.4g} to {most:.4g}: give measurements in the same units (images divided by 255)"""
 
 
@@ -78,7 +78,7 @@ def pnp_admm(
     tolerance: float = 1e-5,
     progress: Progress = silent,
 ) -> Restored:
-    r"""Minimize $\tfrac w2 \|A x - b\|^2 + R(x)$ by the alternating direction method of multipliers.
+    r"""Minimize $\tfrac w2 \|A x - b\|^2 + R(x)$ by alternating directions (ADMM).
 
     $$x \leftarrow \arg\min_x \tfrac w2 \|A x - b\|^2 + \tfrac12 \|x - z + u\|^2, \quad
       u \leftarrow u + x - z, \quad z \leftarrow f(x + u)$$
