@@ -55,8 +55,8 @@ def _laplace(found: dict) -> str:
     lines = [
         "### Laplace samples",
         "",
-        "| trained by | mean distance of f from soft-thresholding, abs(y) <= 3 | from the mean of x "
-        "given y | f(1), prox 0 | R(1) - R(0), prior 1 | R(2) - R(0), prior 2 | mean distance of R "
+        "| trained by | mean distance of f from soft-thresholding, abs(y) <= 3 | from the mean of "
+        "x given y | f(1), prox 0 | R(1) - R(0), prior 1 | R(2) - R(0), prior 2 | mean distance of R "
         "from abs(x), abs(x) <= 2 |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -122,14 +122,14 @@ def _checks(found: dict) -> str:
         [
             "### What must hold",
             "",
-            f"Jacobians of all {len(seeds)} trained networks at 8 patches each: asymmetry at most "
+            f"Jacobians of all {len(seeds)} trained networks at 4 patches each: asymmetry at most "
             f"{max(c['asymmetry'] for c in checks):.0e}, eigenvalues from "
             f"{min(c['least'] for c in checks):.5f} (2 alpha is 0.002) to "
-            f"{max(c['most'] for c in checks):.2f}. Prior at 64 patches a seed: R known to "
+            f"{max(c['most'] for c in checks):.2f}. Prior at 32 patches a seed: R known to "
             f"{max(c['error'] for c in checks):.0e} by its own bound; means of R / sigma^2: "
             f"{shown}.",
             "",
-            "Largest rise of the objective in a step, deblurring at weight 1, 100 steps, float64: "
+            "Largest rise of the objective in a step, deblurring at weight 1, 60 steps, float64: "
             f"proximal gradient {max(rises['pgd'], 0):.0e}, half-quadratic splitting "
             f"{max(rises['hqs'], 0):.0e} (ADMM promises none: {max(rises['admm'], 0):.0e}). Change "
             f"of the last step, at most, LPN and plain denoiser: {ends}.",

@@ -29,14 +29,14 @@ from flatminima.models.learned_proximal import (
 )
 from flatminima.objectives import Supervised
 
-SIDE, SIGMA, NOISE, STEPS = 8, 0.1, 0.02, 600
-WHOLE, PART = 128, 64
+SIDE, SIGMA, NOISE, STEPS = 8, 0.1, 0.02, 300
+WHOLE, PART = 128, 48
 AREAS = {"flower": (80, 350, 170, 445), "china": (60, 360, 0, 640)}
 """Rows and columns that crops are from: the flower, its background left out; china, its sky."""
 
 TASKS = ("deblurring", "inpainting", "compressed sensing")
 WEIGHTS = (1.5, 4.0, 12.0, 36.0, 108.0)
-STRENGTHS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.05, 0.07, 0.1)
+STRENGTHS = (0.002, 0.004, 0.008, 0.016, 0.03, 0.06)
 ITERATIONS, TUNING_SEED = 40, 999
 METHODS = {"admm": pnp_admm, "hqs": pnp_hqs, "pgd": pnp_pgd}
 
@@ -131,7 +131,7 @@ def _rows(n: int, number: int) -> Tensor:
     return torch.linalg.qr(torch.randn(n, int(0.3 * n), generator=generator))[0].T.contiguous()
 
 
-def by_tv(operator: LinearMap, b: Tensor, strength: float, steps: int = 300) -> Tensor:
+def by_tv(operator: LinearMap, b: Tensor, strength: float, steps: int = 200) -> Tensor:
     """The minimizer of |Ax - b|^2 / 2 + strength TV(x), by a primal-dual method (Condat, Vu)."""
     x = operator.adjoint(b) * 0
     lipschitz = operator.square_norm(x + 1)
@@ -221,15 +221,15 @@ def _checks(net: LPN, number: int) -> dict:
     cut = crop("flower", WHOLE, number)
     rows = functional.unfold(cut, SIDE, stride=SIDE)[0].T.double()
     asymmetry, least, most = 0.0, math.inf, 0.0
-    for row in rows[::32]:
+    for row in rows[::64]:
         jacobian = torch.autograd.functional.jacobian(lambda y: exact(y[None])[0], row)
         asymmetry = max(asymmetry, float((jacobian - jacobian.T).abs().max()))
         values = torch.linalg.eigvalsh((jacobian + jacobian.T) / 2)
         least, most = min(least, float(values[0])), max(most, float(values[-1]))
     generator = torch.Generator().manual_seed(number)
-    rows = rows[::4]
+    rows = rows[::8]
     noise = torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
-    blurred = functional.unfold(blurring(1.5)(cut), SIDE, stride=SIDE)[0].T.double()[::4]
+    blurred = functional.unfold(blurring(1.5)(cut), SIDE, stride=SIDE)[0].T.double()[::8]
     shown = {"clean": rows, "noise 0.05": rows + 0.05 * noise, "noise 0.1": rows + 0.1 * noise}
     priors = {k: net.prior(v) for k, v in (shown | {"blurred": blurred}).items()}
     return {
@@ -248,7 +248,7 @@ def _curves(net: LPN, plain: Plain, number: int) -> dict:
     ours, other = PatchLPN(_double(net), SIDE, 2), Averaged(_double(plain), 2)
     found = {}
     for name, method in METHODS.items():
-        options = {"weight": 1.0, "steps": 100, "tolerance": 0.0}
+        options = {"weight": 1.0, "steps": 60, "tolerance": 0.0}
         one = method(ours, operator, b, **options)
         two = method(other, operator, b, **options)
         rises = [after - before for before, after in pairwise(one.objective)]

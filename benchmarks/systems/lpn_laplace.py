@@ -12,9 +12,9 @@ from flatminima.models.learned_proximal import LPN, ProximalMatching, Stage, fit
 from flatminima.objectives import Supervised
 
 LOSSES = {"L2": nn.functional.mse_loss, "L1": nn.functional.l1_loss}
-START, LRS = 800, (3e-3, 3e-4)
+START, LRS = 400, (3e-3, 3e-4)
 MATCHING = [
-    Stage(500, lr, ProximalMatching(gamma))
+    Stage(300, lr, ProximalMatching(gamma))
     for gamma, lr in ((0.5, 1e-3), (0.4, 1e-3), (0.3, 3e-4), (0.2, 3e-4))
 ]
 Y = torch.linspace(-3, 3, 601)[:, None]
@@ -45,9 +45,9 @@ def seed(number: int) -> dict:
     for name, loss in LOSSES.items():
         net = copy.deepcopy(first)
         stages = [Stage(START, lr, Supervised(loss)) for lr in LRS]
-        fit_lpn(net, laplace, 1.0, schedule=stages, batch=512, seed=number)
+        fit_lpn(net, laplace, 1.0, schedule=stages, batch=256, seed=number)
         found[name] = _seen(net)
-    fit_lpn(net, laplace, 1.0, schedule=MATCHING, batch=512, seed=1000 + number)
+    fit_lpn(net, laplace, 1.0, schedule=MATCHING, batch=256, seed=1000 + number)
     return found | {"PM": _seen(net)}
 
 

@@ -20,10 +20,11 @@ Turns = Iterator[tuple[Tensor, float]]
 """Iterates and what they cost, nan where that is not known."""
 
 TOO_STEEP = """{name} needs weight * |A|^2 of at most 1, and it is {steep:.3g}: the step is fixed \
-by the denoiser and cannot be shortened. Lower the weight to {most:.3g}, or use pnp_admm, which takes \
-any weight"""
+by the denoiser and cannot be shortened. Lower the weight to {most:.3g}, or use pnp_admm, which \
+takes any weight"""
 NO_RANGE = """A'b / |A|^2 reaches from {low:.4g} to {high:.4g}, the network was trained on \
-values from {least:.4g} to {most:.4g}: give measurements in the same units (images divided by 255)"""
+values from {least:.4g} to {most:.4g}: give measurements in the same units (images divided by \
+255)"""
 
 
 @dataclass(frozen=True)
