@@ -56,8 +56,8 @@ def _laplace(found: dict) -> str:
         "### Laplace samples",
         "",
         "| trained by | mean distance of f from soft-thresholding, abs(y) <= 3 | from the mean of "
-        "x given y | f(1), prox 0 | R(1) - R(0), prior 1 | R(2) - R(0), prior 2 | mean distance of R "
-        "from abs(x), abs(x) <= 2 |",
+        "x given y | f(1), prox 0 | R(1) - R(0), prior 1 | R(2) - R(0), prior 2 | mean distance of "
+        "R from abs(x), abs(x) <= 2 |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, words in LOSSES.items():

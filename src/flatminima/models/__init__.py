@@ -7,12 +7,49 @@ from typing import TYPE_CHECKING, Any
 
 from flatminima.errors import require
 from flatminima.models.cards import CARDS
+from flatminima.models.learned_proximal import (
+    LPN,
+    ConvLPN,
+    Fitted,
+    LearnedProximal,
+    LinearMap,
+    PatchLPN,
+    Prior,
+    ProximalMatching,
+    Restored,
+    Stage,
+    fit_lpn,
+    pnp_admm,
+    pnp_hqs,
+    pnp_pgd,
+    proximal_schedule,
+)
 
 if TYPE_CHECKING:
     from flatminima.models.block_coordinate import GreedyLinearRegressor, GreedyLogisticClassifier
     from flatminima.models.label_propagation import GreedyLabelPropagation
 
-__all__ = ["CARDS", "GreedyLabelPropagation", "GreedyLinearRegressor", "GreedyLogisticClassifier"]
+__all__ = [
+    "CARDS",
+    "LPN",
+    "ConvLPN",
+    "Fitted",
+    "GreedyLabelPropagation",
+    "GreedyLinearRegressor",
+    "GreedyLogisticClassifier",
+    "LearnedProximal",
+    "LinearMap",
+    "PatchLPN",
+    "Prior",
+    "ProximalMatching",
+    "Restored",
+    "Stage",
+    "fit_lpn",
+    "pnp_admm",
+    "pnp_hqs",
+    "pnp_pgd",
+    "proximal_schedule",
+]
 
 _ESTIMATORS = {
     "GreedyLabelPropagation": "flatminima.models.label_propagation",
