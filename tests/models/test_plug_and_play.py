@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from flatminima import LPN, LinearMap, PatchLPN, pnp_admm, pnp_hqs, pnp_pgd
 from flatminima.errors import InputError
@@ -101,7 +100,7 @@ def test_where_admm_settles_is_a_fixed_point_of_proximal_gradient(task):
         ),
     }[task]
     net, b, w = patches(), operator(image()), 4.0
-    found = pnp_admm(net, operator, b, weight=w, steps=3000, tolerance=1e-9)
+    found = pnp_admm(net, operator, b, weight=w, steps=800, tolerance=1e-8)
     assert found.stopped == "tolerance"
     z = found.image
     with torch.no_grad():
@@ -208,9 +207,4 @@ def test_what_cannot_work_is_refused_with_the_mend(options, words):
 
 def test_a_denoiser_that_runs_away_is_stopped():
     with pytest.raises(InputError, match="ran away"):
-        restore(net=nn.Sequential(nn.Hardtanh(-1e300, 1e300), Grow()), steps=400)
-
-
-class Grow(nn.Module):
-    def forward(self, y):
-        return 1e30 * y
+        restore(net=lambda y: 10 * y, method=pnp_pgd, weight=0.5, steps=1000)

@@ -52,9 +52,9 @@ def test_the_schedule_is_the_paper_s():
 
 def test_on_gaussian_samples_the_network_becomes_the_known_prox():
     net = LPN(2, 16, 2, beta=5)
-    stages = [Stage(250, 1e-2), Stage(100, 1e-3, ProximalMatching(1.0))]
+    stages = [Stage(200, 1e-2), Stage(60, 1e-3, ProximalMatching(1.0))]
     torch.manual_seed(0)
-    fit_lpn(net, gaussian, 1.0, schedule=stages, batch=256)
+    fit_lpn(net, gaussian, 1.0, schedule=stages, batch=128)
     y = torch.linspace(-1.5, 1.5, 7)[:, None].expand(7, 2)
     assert torch.allclose(net(y), y / 2, atol=0.15)
     x = net(y).detach()
