@@ -1,7 +1,7 @@
-"""A denoiser that is exactly a proximal operator: trained on a photograph, used to fill in another.
+"""A denoiser that is exactly a proximal operator: learned from a photograph, used on another.
 
-Half of the pixels of a crop of scikit-learn's flower are missing; the prior is learned from patches
-of its other photograph.
+Trains on patches of scikit-learn's china, then takes noise off a crop of its flower, fills in half of
+the crop's pixels by plug-and-play ADMM, and asks for the density that was learned.
 """
 
 import torch

@@ -151,7 +151,8 @@ def _searched(
 
 def _residual(net: LearnedProximal, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
-        return net(y) - x
+        f: Tensor = net(y)
+    return f - x
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
