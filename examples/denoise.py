@@ -1,6 +1,6 @@
 """A denoiser that is exactly a proximal operator: learned from a photograph, used on another.
 
-Trains on patches of scikit-learn's china, then takes noise off a crop of its flower, fills in half of
+Trains on patches of scikit-learn's china, takes noise off a crop of its flower, fills in half of
 the crop's pixels by plug-and-play ADMM, and asks for the density that was learned.
 """
 

@@ -27,16 +27,32 @@ from flatminima.models.learned_proximal import (
 
 if TYPE_CHECKING:
     from flatminima.models.block_coordinate import GreedyLinearRegressor, GreedyLogisticClassifier
+    from flatminima.models.boosted_networks import (
+        BoostedNetworkClassifier,
+        BoostedNetworkRegressor,
+    )
     from flatminima.models.label_propagation import GreedyLabelPropagation
+    from flatminima.models.wide_and_deep import (
+        DeepKernelClassifier,
+        DualActivation,
+        HilbertKernelClassifier,
+        limiting_classifier,
+        optimal_activation,
+    )
 
 __all__ = [
     "CARDS",
     "LPN",
+    "BoostedNetworkClassifier",
+    "BoostedNetworkRegressor",
     "ConvLPN",
+    "DeepKernelClassifier",
+    "DualActivation",
     "Fitted",
     "GreedyLabelPropagation",
     "GreedyLinearRegressor",
     "GreedyLogisticClassifier",
+    "HilbertKernelClassifier",
     "LearnedProximal",
     "LinearMap",
     "PatchLPN",
@@ -45,6 +61,8 @@ __all__ = [
     "Restored",
     "Stage",
     "fit_lpn",
+    "limiting_classifier",
+    "optimal_activation",
     "pnp_admm",
     "pnp_hqs",
     "pnp_pgd",
@@ -52,10 +70,18 @@ __all__ = [
 ]
 
 _ESTIMATORS = {
+    "BoostedNetworkClassifier": "flatminima.models.boosted_networks",
+    "BoostedNetworkRegressor": "flatminima.models.boosted_networks",
+    "DeepKernelClassifier": "flatminima.models.wide_and_deep",
+    "DualActivation": "flatminima.models.wide_and_deep",
     "GreedyLabelPropagation": "flatminima.models.label_propagation",
     "GreedyLinearRegressor": "flatminima.models.block_coordinate",
     "GreedyLogisticClassifier": "flatminima.models.block_coordinate",
+    "HilbertKernelClassifier": "flatminima.models.wide_and_deep",
+    "limiting_classifier": "flatminima.models.wide_and_deep",
+    "optimal_activation": "flatminima.models.wide_and_deep",
 }
+"""Where the estimators live, which need scikit-learn."""
 
 
 def __getattr__(name: str) -> Any:
