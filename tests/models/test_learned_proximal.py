@@ -181,6 +181,11 @@ def test_f_works_without_gradients_and_leaves_its_input_alone():
     assert all(p.grad is not None for p in [net.out, *net.inner])
 
 
+def test_inference_mode_is_refused_with_the_mend():
+    with torch.inference_mode(), pytest.raises(InputError, match="use torch.no_grad"):
+        network()(samples("vectors", 1))
+
+
 def test_saved_and_loaded_it_is_the_same_network():
     net, other = network(seed=1), network(seed=2)
     net.sigma.fill_(0.3)

@@ -62,8 +62,11 @@ class LearnedProximal(nn.Module):
         """f(y), of the shape of `y`; works under `no_grad` as well, and leaves `y` as it is.
 
         Raises:
-            InputError: `y` has the wrong shape or holds whole numbers.
+            InputError: `y` has the wrong shape or holds whole numbers; it is called under
+                `torch.inference_mode`, where there are no gradients at all.
         """
+        if torch.is_inference_mode_enabled():
+            raise InputError("f is a gradient, which inference_mode rules out: use torch.no_grad")
         wanted = torch.is_grad_enabled()
         with torch.enable_grad():
             point = y if wanted and y.requires_grad else y.detach().requires_grad_(_float(y))
