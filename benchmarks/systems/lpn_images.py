@@ -29,7 +29,7 @@ from flatminima.models.learned_proximal import (
 )
 from flatminima.objectives import Supervised
 
-SIDE, SIGMA, NOISE, STEPS = 8, 0.1, 0.02, 400
+SIDE, SIGMA, NOISE, STEPS = 8, 0.1, 0.02, 300
 WHOLE, PART = 128, 48
 AREAS = {"flower": (80, 350, 170, 445), "china": (60, 360, 0, 640)}
 """Rows and columns that crops are from: the flower, its background left out; china, its sky."""

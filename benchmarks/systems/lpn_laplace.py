@@ -11,9 +11,9 @@ from flatminima.models.learned_proximal import LPN, ProximalMatching, Stage, fit
 from flatminima.objectives import Supervised
 
 LOSSES = {"L2": nn.functional.mse_loss, "L1": nn.functional.l1_loss}
-START, LRS = 600, (3e-3, 3e-4)
+START, LRS = 400, (3e-3, 3e-4)
 MATCHING = [
-    Stage(400, lr, ProximalMatching(gamma))
+    Stage(300, lr, ProximalMatching(gamma))
     for gamma, lr in ((0.5, 1e-3), (0.4, 1e-3), (0.3, 3e-4), (0.2, 3e-4))
 ]
 Y = torch.linspace(-3, 3, 601)[:, None]
@@ -39,7 +39,7 @@ def mean(y: Tensor) -> Tensor:
 
 def seed(number: int) -> dict:
     torch.manual_seed(number)
-    first = LPN(1, 32, 2, beta=10, alpha=1e-3)
+    first = LPN(1, 32, 2, beta=10, alpha=0)
     found = {}
     for name, loss in LOSSES.items():
         net = copy.deepcopy(first)
