@@ -7,6 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from flatminima.errors import require
 from flatminima.models.cards import CARDS
+from flatminima.models.learned_proximal import (
+    LPN,
+    ConvLPN,
+    Fitted,
+    LearnedProximal,
+    LinearMap,
+    PatchLPN,
+    Prior,
+    ProximalMatching,
+    Restored,
+    Stage,
+    fit_lpn,
+    pnp_admm,
+    pnp_hqs,
+    pnp_pgd,
+    proximal_schedule,
+)
 
 if TYPE_CHECKING:
     from flatminima.models.block_coordinate import GreedyLinearRegressor, GreedyLogisticClassifier
@@ -25,16 +42,31 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CARDS",
+    "LPN",
     "BoostedNetworkClassifier",
     "BoostedNetworkRegressor",
+    "ConvLPN",
     "DeepKernelClassifier",
     "DualActivation",
+    "Fitted",
     "GreedyLabelPropagation",
     "GreedyLinearRegressor",
     "GreedyLogisticClassifier",
     "HilbertKernelClassifier",
+    "LearnedProximal",
+    "LinearMap",
+    "PatchLPN",
+    "Prior",
+    "ProximalMatching",
+    "Restored",
+    "Stage",
+    "fit_lpn",
     "limiting_classifier",
     "optimal_activation",
+    "pnp_admm",
+    "pnp_hqs",
+    "pnp_pgd",
+    "proximal_schedule",
 ]
 
 _ESTIMATORS = {

@@ -60,4 +60,16 @@ CARDS: tuple[Card, ...] = (
         source="Zhu, Ghahramani, Lafferty, ICML 2003; " + BLOCK_COORDINATE,
         slot="model",
     ),
+    Card(
+        name="learned-proximal-networks",
+        title="Learned proximal networks (LPN)",
+        equation="f = grad psi, psi convex: f(y) = argmin_x |x - y|^2 / 2 + R(x)",
+        gradients="a forward and a backward pass for f; two of each for a training step",
+        buffers="",
+        strength="gamma",
+        suggested="0.08 sqrt(n) at the end, 8 times that at first, for n pixels between 0 and 1",
+        source="Fang, Buchanan, Sulam, 2024, arXiv 2310.14344",
+        slot="model",
+        aliases=("lpn",),
+    ),
 )
