@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flatminima.cli import main
-from flatminima.cli.run import experiment
+from flatminima.cli.experiment import experiment
 from flatminima.training.assemble import for_methods
 from flatminima.training.methods import check_strengths
 from flatminima.training.recipe import Recipe
