@@ -1,4 +1,4 @@
-"""A recipe that cannot be meant is refused with its line, before data are read or a hub is asked."""
+"""A recipe that cannot be meant is refused with its line, before any data are read."""
 
 import importlib
 
