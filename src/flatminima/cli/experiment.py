@@ -161,7 +161,7 @@ def _check_methods(
     from flatminima.training.assemble import check_method, check_twice
     from flatminima.training.methods import check_strengths
 
-    of_data = ("data", "task", "text_column", "label_noise", "augment")
+    of_data = ("data", "task", "text_column", "image_column", "label_noise", "augment")
     for key in ("objective", "reparam"):
         shared = {k: content[k] for k in (key, *of_data) if content.get(k) is not None}
         try:
