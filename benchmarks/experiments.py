@@ -28,7 +28,8 @@ from flatminima.study.vary_plot import MARKERS, PALETTE, WORDS, draw
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import rates  # noqa: E402, a module beside this one
+import flatness  # noqa: E402, modules beside this one
+import rates  # noqa: E402
 
 RESULTS, RECIPES, PAGE = ROOT / "docs/results", ROOT / "recipes/paper", ROOT / "docs/experiments.md"
 DRAWN = ("test_accuracy", "test_loss", "hessian_trace")
@@ -126,6 +127,25 @@ def _deterministic() -> None:
     matplotlib.rcParams["svg.hashsalt"] = "flatminima"
 
 
+FLATTER = """
+## How much flatter
+
+**The paper**: NSO's Hessian trace is lower by 15.8 % and its largest eigenvalue by 9.7 % than
+those of methods that reduce sharpness (the earlier version of the paper: 17.7 % and 12.8 %).
+
+The same of the studies here that measured both: NSO less the others, in percent of them, by seed;
+their mean is over the methods of the study, the flattest is the one that is so on the mean over
+seeds. How flat a method ends is set by its strength: in `methods-digits` each is at the one best
+for validation on other seeds, in the other studies SAM is at one that was not tuned. The paper's
+eigenvalue is, in its code, a sum over layers; ours is the largest of the Hessian.
+
+**Verdict**: the trace in the same direction, the eigenvalue not. At tuned strengths NSO's trace
+is 8 % below the mean of nine methods of the field, with 0 outside the interval, and its
+eigenvalue is 28 % above it; LookSAM has a smaller trace than NSO, and ASAM about half its
+eigenvalue. Where NSO is lower by more than the paper says, SAM was not tuned.
+"""
+
+
 def page() -> str:
     """The page: what the recipes say, and what was found."""
     parts = [
@@ -159,6 +179,8 @@ def page() -> str:
             )
         parts.append(table)
         parts.append(f"**Verdict**: {about['verdict'].strip()}\n")
+    parts.append(FLATTER.strip() + "\n")
+    parts.append(flatness.table(RESULTS))
     return "\n".join(parts)
 
 

@@ -115,21 +115,31 @@ def _resolved(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> Mapping[str,
     return {**grid, "test_domain": list(domains_of(recipe.data, recipe.loop.seed))}
 
 
+def check_field(recipe: Recipe, name: str, values: Any) -> None:
+    """Refuse to vary what is no field of a recipe, or over no list of values.
+
+    Raises:
+        InputError: a study sets the field for each of its runs, there is none of that name, or its
+            values are no list.
+    """
+    if name in FIXED:
+        raise InputError(f"{flag(name)} is set for each run of a study: vary another field")
+    if name not in recipe.flat():
+        # Says which field is meant.
+        recipe.but(**{name: None})
+    all_domains = name == "test_domain" and values == "all"
+    if not all_domains and (not isinstance(values, list | tuple) or not values):
+        raise InputError(f"{flag(name)} is varied over {values!r}: give a list of values")
+
+
 def _points(
     recipe: Recipe, methods: Sequence[str], grid: Mapping[str, Sequence[Any]]
 ) -> dict[str, Recipe]:
     """The recipe of each point, by its folder."""
-    fields = recipe.flat()
     if not grid:
         raise InputError("there is nothing to vary: give a field and its values")
     for name, values in grid.items():
-        if name in FIXED:
-            raise InputError(f"{flag(name)} is set for each run of a study: vary another field")
-        if name not in fields:
-            # Says which field is meant.
-            recipe.but(**{name: None})
-        if not isinstance(values, list | tuple) or not values:
-            raise InputError(f"{flag(name)} is varied over {values!r}: give a list of values")
+        check_field(recipe, name, values)
     points: dict[str, Recipe] = {}
     for combination in itertools.product(*grid.values()):
         at = dict(zip(grid, combination, strict=True))

@@ -102,8 +102,7 @@ def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     data = load_data(recipe.data, seed, progress)
     recipe = recipe.but(objective=recipe.objective.objective or task_of(data).objective)
     objective(recipe, data)
-    reparam_name, given = parse_brackets(recipe.reparam.reparam)
-    check_reparam(reparam_name, **given)
+    check_reparam_named(recipe)
     name = recipe.model.model or models.default_model(data)
     torch.manual_seed(seed)
     built = models.build(name, data, new_head=recipe.model.new_head)
@@ -202,12 +201,8 @@ def objective(recipe: Recipe, data: DataSet) -> Objective:
             f"--objective {name} is a loss of {' or '.join(tasks)}, and "
             f"{data.name} is a task of {data.task}: take {' or '.join(fitting)}"
         )
-    kinds, why = KINDS.get(objective_card(name).name, ((data.kind,), ""))
-    if data.kind not in kinds:
-        raise InputError(
-            f"--objective {name} {why}, and {data.name} holds {data.kind}s: take another, such as "
-            f"{'squared-error' if data.task == 'regression' else 'label-smoothing'}"
-        )
+    instead = "squared-error" if data.task == "regression" else "label-smoothing"
+    _check_kind(name, data.kind, data.name, instead)
     if isinstance(found, AcrossDomains):
         _check_domains(name, found, data)
     if isinstance(found, ConR):
@@ -308,10 +303,9 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
     """
     if not methods:
         raise InputError("--perturb names no method: give at least one")
-    meant = {(card(name).name, str(own)) for name, own in map(parse_method, methods)}
-    if len(meant) < len(methods):
-        raise InputError(f"--perturb names a method twice: {', '.join(methods)}")
-    prepared = prepare(recipe.but(pretrain=False, perturb="plain", **SHARED_OPTIONS))
+    check_twice(methods)
+    for method in methods:
+        check_method(recipe, method)
     said = recipe.flat()
     takes = {method: options(parse_method(method)[0]) for method in methods}
     for option, default in SHARED_OPTIONS.items():
@@ -319,6 +313,7 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
             raise InputError(
                 f"none of {', '.join(methods)} has an option --{option.replace('_', '-')}"
             )
+    prepared = prepare(recipe.but(pretrain=False, perturb="plain", **SHARED_OPTIONS))
     recipes = {}
     for method, known in takes.items():
         foreign = {k: v for k, v in SHARED_OPTIONS.items() if k not in known}
@@ -335,6 +330,67 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
         if not len(prepared.data.validation):
             _check_choosing(ready, prepared.data)
     return recipes
+
+
+def check_twice(methods: Sequence[str]) -> None:
+    """Refuse a method that is given twice, by an alias too.
+
+    Raises:
+        InputError: one is.
+    """
+    meant = {(card(name).name, str(own)) for name, own in map(parse_method, methods)}
+    if len(meant) < len(methods):
+        raise InputError(f"--perturb names a method twice: {', '.join(methods)}")
+
+
+def check_method(recipe: Recipe, method: str) -> None:
+    """Refuse what no data could save, before any are read: names, options, contradictions.
+
+    Raises:
+        InputError: no such method, objective or reparametrization, or an option that it does not
+            have; a value out of range; what the recipe says of its data does not go with it.
+    """
+    name, _ = parse_method(method)
+    known = options(name)
+    foreign = {k: v for k, v in SHARED_OPTIONS.items() if k not in known}
+    ready = specialize(recipe.but(perturb=method, **foreign))
+    ready = ready.resolved("transformers", True, card(name).base)
+    perturbed(_base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
+    check_reparam_named(ready)
+    text = ready.data.text_column is not None and ready.data.image_column is None
+    if ready.objective.objective is not None:
+        objective_name, given = parse_brackets(ready.objective.objective)
+        make_objective(objective_name, **given)
+        if text:
+            _check_kind(objective_name, "text", ready.data.data)
+    if text and ready.data.augment != "none":
+        raise InputError(
+            f"--augment {ready.data.augment} changes images, and --text-column says that "
+            f"{ready.data.data} holds texts: leave it out"
+        )
+    if ready.data.task == "regression" and ready.data.label_noise:
+        raise InputError(
+            "--label-noise draws classes anew, and --task is regression: leave one out"
+        )
+
+
+def check_reparam_named(recipe: Recipe) -> None:
+    """Refuse a reparametrization that does not exist, or options that it does not have.
+
+    Raises:
+        InputError: as said.
+    """
+    name, given = parse_brackets(recipe.reparam.reparam)
+    check_reparam(name, **given)
+
+
+def _check_kind(name: str, kind: str, source: str, instead: str = "label-smoothing") -> None:
+    """Refuse an objective that is not for data of a kind."""
+    kinds, why = KINDS.get(objective_card(name).name, ((kind,), ""))
+    if kind not in kinds:
+        raise InputError(
+            f"--objective {name} {why}, and {source} holds {kind}s: take another, such as {instead}"
+        )
 
 
 def _check_choosing(recipe: Recipe, data: DataSet) -> None:

@@ -26,6 +26,23 @@ def test_a_folder_of_classes_is_split(photos: Path) -> None:
     assert seen[-1] == ("checking images", 20, 20)
 
 
+def test_the_splits_may_hold_the_same_number_of_every_class(photos: Path) -> None:
+    task = load(DataSpec(str(photos), per_class="5/2/3"), 0)
+    assert [len(part) for part in (task.train, task.validation, task.test)] == [10, 4, 6]
+    assert np.bincount(task.test.targets).tolist() == [3, 3]
+    assert task.report["train"]["origin"] == "5 of every class"
+
+
+def test_counts_per_class_do_not_replace_given_splits(
+    tmp_path: Path, draw: Callable[..., Path]
+) -> None:
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            draw(tmp_path / split / name / "0.jpg")
+    with pytest.raises(InputError, match="brings splits of its own"):
+        load(DataSpec(str(tmp_path), per_class="1/0/1"), 0)
+
+
 def test_given_splits_are_kept(tmp_path: Path, draw: Callable[..., Path]) -> None:
     for split, count in (("train", 4), ("val", 2), ("test", 3)):
         for name in ("cat", "dog"):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from flatminima.errors import InputError
 from flatminima.training.data.label_noise import add_label_noise
-from flatminima.training.data.splits import cut, subsample
+from flatminima.training.data.splits import by_count, cut, subsample
 from flatminima.training.data.streams import stream
 
 labels = st.lists(st.integers(2, 30), min_size=2, max_size=6).map(
@@ -119,3 +119,24 @@ def test_the_true_rate_is_near_its_expectation() -> None:
     assert report["true_rate"] == pytest.approx(0.4 * 9 / 10, abs=0.006)
     new = noisy[noisy != targets]
     assert np.bincount(new, minlength=10) / len(new) == pytest.approx(np.full(10, 0.1), abs=0.02)
+
+
+@settings(max_examples=40, deadline=None)
+@given(targets=labels, seed=st.integers(0, 2**32))
+def test_parts_by_count_are_disjoint_and_hold_the_same_number_of_every_class(
+    targets: np.ndarray, seed: int
+) -> None:
+    classes = len(np.unique(targets))
+    least = counts(targets, classes).min()
+    wanted = (int(least) - 1, 0, 1)
+    parts = by_count(targets, wanted, NAMES[:classes], stream(seed, "test"))
+    everything = np.concatenate(parts)
+    assert len(np.unique(everything)) == len(everything) == classes * least
+    for part, count in zip(parts, wanted, strict=True):
+        assert counts(targets[part], classes).tolist() == [count] * classes
+
+
+def test_a_class_with_too_few_examples_for_the_counts_is_named() -> None:
+    targets = np.repeat([0, 1], [70, 69])
+    with pytest.raises(InputError, match="class 'b' has 69 examples, and 30/20/20"):
+        by_count(targets, (30, 20, 20), ("a", "b"), stream(0, "test"))

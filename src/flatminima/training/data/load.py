@@ -33,7 +33,7 @@ from flatminima.training.data.examples import DataSet, Examples, Raw, Targets, f
 from flatminima.training.data.label_noise import add_label_noise
 from flatminima.training.data.numbers import Scale
 from flatminima.training.data.spec import DataSpec
-from flatminima.training.data.splits import cut, subsample
+from flatminima.training.data.splits import by_count, cut, subsample
 from flatminima.training.data.streams import stream
 from flatminima.training.data.vectors import standardize
 
@@ -230,6 +230,8 @@ def _divide(raw: Raw, spec: DataSpec, seed: int) -> tuple[dict[str, Examples], d
     train = raw.splits["train"]
     origins = dict.fromkeys(("train", *raw.splits), "given by the source")
     parts = dict(raw.splits)
+    if spec.per_class is not None:
+        return _counted(raw, spec, seed)
     default = raw.validation_fraction
     fractions = {
         "test": spec.test_fraction,
@@ -252,6 +254,20 @@ def _divide(raw: Raw, spec: DataSpec, seed: int) -> tuple[dict[str, Examples], d
         if origins["train"] == "given by the source":
             origins["train"] = "all examples of the other domains"
     return parts, origins
+
+
+def _counted(raw: Raw, spec: DataSpec, seed: int) -> tuple[dict[str, Examples], dict[str, str]]:
+    """Splits that hold the same number of every class."""
+    if len(raw.splits) > 1 or not raw.classes:
+        what = "brings splits of its own" if raw.classes else "has no classes"
+        raise InputError(f"--per-class divides by class, and {raw.name} {what}: leave it out")
+    everything = raw.splits["train"]
+    counts = spec.counts_per_class()
+    chosen = by_count(everything.targets, counts, raw.classes, stream(seed, "test"))
+    names = ("train", "validation", "test")
+    parts = {name: everything.take(part) for name, part in zip(names, chosen, strict=True)}
+    told = [f"{count} of every class" if count else "none" for count in counts]
+    return parts, dict(zip(names, told, strict=True))
 
 
 def _report(

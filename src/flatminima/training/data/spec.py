@@ -45,6 +45,8 @@ class DataSpec:
             has no validation split. None: the data set's own default (0 for digits, else 0.1).
         test_fraction: Part of all examples set aside for testing where the source has no test
             split.
+        per_class: How many examples of every class are for training, validation and testing, as
+            "30/20/20", where the source brings no splits; the others are left out. None: fractions.
         label_noise: Part of the training labels drawn anew, uniformly over all classes. None: the
             data set's own default (0.2 for digits, else 0).
         on_bad_file: Stop at images that cannot be read, or skip and report them.
@@ -121,6 +123,13 @@ class DataSpec:
             "help": "part of the examples kept for testing where the source has no such split"
         },
     )
+    per_class: str | None = field(
+        default=None,
+        metadata={
+            "help": "examples of every class for training, validation and testing, as 30/20/20, "
+            "where the source has no such splits (default: by fractions)"
+        },
+    )
     label_noise: float | None = field(
         default=None,
         metadata={
@@ -169,6 +178,8 @@ class DataSpec:
         _check_fraction("test_fraction", self.test_fraction, above_zero=True, below_one=True)
         if self.validation_fraction is not None:
             _check_fraction("validation_fraction", self.validation_fraction, below_one=True)
+        if self.per_class is not None:
+            self.counts_per_class()
         if self.label_noise is not None:
             _check_fraction("label_noise", self.label_noise)
         _check_whole("few_shot", self.few_shot, least=0)
@@ -182,6 +193,27 @@ class DataSpec:
         for name, known in (("on_bad_file", OnBadFile), ("augment", Augment)):
             if getattr(self, name) not in get_args(known):
                 raise unknown(f"value of {_flag(name)}", getattr(self, name), get_args(known))
+
+    def counts_per_class(self) -> tuple[int, int, int]:
+        """How many examples of every class are for training, validation and testing.
+
+        Raises:
+            InputError: `per_class` is not three whole numbers of which training and testing have
+                at least 1.
+        """
+        parts = str(self.per_class).split("/")
+        if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+            raise InputError(
+                f"per_class is {self.per_class!r}: give three whole numbers as 30/20/20 "
+                "(--per-class)"
+            )
+        train, validation, test = map(int, parts)
+        if min(train, test) < 1:
+            raise InputError(
+                f"per_class is {self.per_class!r}: training and testing need at least 1 of every "
+                "class (--per-class)"
+            )
+        return train, validation, test
 
 
 def _flag(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,37 @@ def cut(
     part = pick(strata(targets, size, classes), size, classes, rng, spare=1)
     rest = np.setdiff1d(np.arange(len(targets)), part)
     return rest, part
+
+
+def by_count(
+    targets: Targets, counts: Sequence[int], classes: Sequence[str], rng: np.random.Generator
+) -> tuple[Indices, ...]:
+    """Choose disjoint parts that hold the same number of every class.
+
+    Args:
+        targets: Class indices, shape (n,).
+        counts: Examples of every class, a number for each part.
+        classes: Names of the classes, for the error.
+        rng: The source of randomness.
+
+    Returns:
+        For each part sorted indices into `targets`, int64.
+
+    Raises:
+        InputError: a class has fewer examples than the parts need together.
+    """
+    ends = np.cumsum([0, *counts])
+    chosen: list[list[Indices]] = [[] for _ in counts]
+    for label, name in enumerate(classes):
+        own = rng.permutation(np.flatnonzero(targets == label))
+        if len(own) < ends[-1]:
+            raise InputError(
+                f"class {name!r} has {len(own)} examples, and {'/'.join(map(str, counts))} of "
+                f"every class are asked for: ask for {len(own)} at most (--per-class)"
+            )
+        for part, (start, end) in zip(chosen, pairwise(ends), strict=True):
+            part.append(own[start:end])
+    return tuple(np.sort(np.concatenate(part)).astype(np.int64) for part in chosen)
 
 
 def subsample(
