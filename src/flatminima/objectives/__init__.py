@@ -8,6 +8,12 @@ from flatminima.objectives.elr import ELR, ELRLoss
 from flatminima.objectives.elr_plus import ELRPlus
 from flatminima.objectives.features import Features, features_of
 from flatminima.objectives.given import Loss, OwnLoss, as_objective
+from flatminima.objectives.hard_patches import (
+    HardPatchesMining,
+    HardPatchMasker,
+    PatchOutput,
+    relative_loss,
+)
 from flatminima.objectives.mixing import CutMix, Mixup
 from flatminima.objectives.penalties import GradientNorm, TracePenalty
 from flatminima.objectives.ps_kd import PSKD, PSKDLoss
@@ -31,6 +37,8 @@ __all__ = [
     "ELRPlus",
     "Features",
     "GradientNorm",
+    "HardPatchMasker",
+    "HardPatchesMining",
     "LabelSmoothing",
     "LinearLoss",
     "Loss",
@@ -38,6 +46,7 @@ __all__ = [
     "Objective",
     "OwnLoss",
     "PSKDLoss",
+    "PatchOutput",
     "Remembering",
     "Setting",
     "SquaredError",
@@ -48,5 +57,6 @@ __all__ = [
     "make_objective",
     "objective_card",
     "objective_cards",
+    "relative_loss",
     "sample_index",
 ]
