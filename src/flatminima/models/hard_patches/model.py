@@ -127,7 +127,7 @@ class MaskedViT(nn.Module):
             places = seen[..., None].expand(-1, -1, embedded.shape[-1])
             return torch.cat([embedded[:, :1], embedded[:, 1:].gather(1, places)], dim=1)
 
-        hook = self.vit.embeddings.register_forward_hook(leave)  # type: ignore[operator, union-attr]
+        hook = self.vit.embeddings.register_forward_hook(leave)  # type: ignore[union-attr]
         try:
             yield
         finally:
@@ -149,6 +149,25 @@ class MaskedViT(nn.Module):
                 f"a mask of shape {tuple(mask.shape)} and {mask.dtype} for {len(images)} images of "
                 f"{self.patch_count} patches: give bool, (images, patches)"
             )
+
+
+@torch.no_grad()
+def begin_with_positions(vit: nn.Module) -> None:
+    """Let a new ViT's learned positions start as sines and cosines; see `sin_cos_positions`.
+
+    Those of a masked autoencoder are fixed ones; here they go on learning, since they are weights
+    of the ViT.
+
+    Raises:
+        InputError: its width is no multiple of 4.
+    """
+    config: Any = vit.config
+    if config.hidden_size % 4:
+        raise InputError(f"the ViT is {config.hidden_size} wide: give a multiple of 4")
+    side = _square(config.image_size) // _square(config.patch_size)
+    embeddings: Any = vit.embeddings
+    positions = embeddings.position_embeddings
+    positions[0, 1:] = sin_cos_positions(side, side, config.hidden_size).to(positions)
 
 
 def _seen(mask: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -102,7 +104,7 @@ def complementary_masks(
 
 @torch.no_grad()
 def fold_scores(
-    model: nn.Module, images: Tensor, like: Tensor, ratio: float, generator: torch.Generator | None
+    model: nn.Module, images: Tensor, ratio: float, generator: torch.Generator | None = None
 ) -> Tensor:
     """Predicted losses of patches while they are masked, the mean over `complementary_masks`.
 
@@ -110,15 +112,16 @@ def fold_scores(
     sees. Costs four passes that see a quarter each, at a ratio of 0.75.
 
     Args:
-        model: Gives a `PatchOutput` of images and masks.
+        model: Gives a `PatchOutput` of images and masks, and says `patch_count`.
         images: Of n samples.
-        like: Of shape (n, L), on the device of the images.
         ratio: The part that each mask hides.
-        generator: Draws the masks.
+        generator: Draws the masks; default torch's, of the device.
 
     Returns:
         Shape (n, L).
     """
+    patches: Any = model.patch_count
+    like = images.new_zeros(len(images), int(patches))
     masks = complementary_masks(like, ratio, generator)
     folds = len(masks)
     repeated = images.repeat(folds, *(1,) * (images.dim() - 1))

@@ -14,7 +14,7 @@ from flatminima.errors import InputError, unknown
 from flatminima.objectives.hard_patches.losses import absolute_loss, patch_losses, relative_loss
 from flatminima.objectives.hard_patches.masks import HardPatchMasker, fold_scores
 from flatminima.objectives.hard_patches.outputs import PatchOutput
-from flatminima.objectives.registry import below, between, register
+from flatminima.objectives.registry import below, register
 from flatminima.objectives.remembering import Remembering, Setting
 from flatminima.objectives.supervised import Batch
 
@@ -104,6 +104,7 @@ class HardPatchesMining(Remembering):
         self.ranking, self.score, self.norm_pixels = RANKINGS[ranking], score, norm_pixels
         self.decays = below("decay", decay, 0, 1), below("last_decay", last_decay, 0, 1)
         self.teacher: AveragedModel | None = None
+        self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._steps, self._looked = 0, False
 
@@ -158,15 +159,21 @@ class HardPatchesMining(Remembering):
         """The masks of some images at this point of the training, bool, shape (n, L)."""
         if self.teacher is None:
             raise InputError("call begin(Setting(..., model=model)) before the first step")
-        patches = int(self.teacher.module.patch_count)
-        hardness = images.new_zeros(len(images), patches)
-        if self.masker.counts(patches, self.progress)[1]:
-            if self.score == "folds":
-                ratio = self.masker.ratio
-                hardness = fold_scores(self.teacher, images, hardness, ratio, generator)
-            else:
-                hardness = self.teacher(images, None).predicted
+        count: Any = self.teacher.module.patch_count
+        hardness = images.new_zeros(len(images), int(count))
+        if self.masker.counts(int(count), self.progress)[1]:
+            hardness = self.hardness(self.teacher.module, images, generator)
         return self.masker(hardness, self.progress, generator)
+
+    @torch.no_grad()
+    def hardness(
+        self, model: nn.Module, images: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The losses that a model predicts for each patch, seen as `score` says, shape (n, L)."""
+        if self.score == "full":
+            predicted: Tensor = model(images, None).predicted
+            return predicted
+        return fold_scores(model, images, self.masker.ratio, generator)
 
     def after_step(self, taken: bool = True) -> None:
         """Move the teacher towards the model, once for all passes of a step."""

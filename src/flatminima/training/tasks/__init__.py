@@ -3,13 +3,14 @@
 from flatminima.training.data.examples import DataSet
 from flatminima.training.tasks.classification import Classification
 from flatminima.training.tasks.cosines import CosineSum
+from flatminima.training.tasks.masked_images import MaskedImages
 from flatminima.training.tasks.matrix_sensing import MatrixSensing
 from flatminima.training.tasks.regression import Regression
 from flatminima.training.tasks.shots import Shots
 from flatminima.training.tasks.task import Saw, Task, evaluating
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Classification, Regression, MatrixSensing, CosineSum)
+    task.name: task for task in (Classification, Regression, MatrixSensing, CosineSum, MaskedImages)
 }
 
 
@@ -22,6 +23,7 @@ __all__ = [
     "TASKS",
     "Classification",
     "CosineSum",
+    "MaskedImages",
     "MatrixSensing",
     "Regression",
     "Saw",
