@@ -122,7 +122,7 @@ def scores(model: MaskedViT, seed: int) -> dict[str, float]:
     }
     seen = {
         "": fold_scores(model, images, MASKER.ratio, generator),
-        "_full": model(images).predicted,
+        "_full": model.predict(images),
     }
     for how, hardness in seen.items():
         hard = MASKER(hardness, 1.0, generator)

@@ -99,6 +99,20 @@ class MaskedViT(nn.Module):
             mask: True where a patch is masked, bool, shape (n, L), as many in each row. None: the
                 encoder sees all.
         """
+        decoded = self._entered(images, mask)
+        return PatchOutput(
+            reconstruction=self.reconstructor(decoded)[:, 1:],
+            predicted=self.predictor(decoded)[:, 1:, 0],
+            patches=patchify(images, self.patch),
+        )
+
+    def predict(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The predicted losses alone, shape (n, L), which spares one of the decoders."""
+        found: Tensor = self.predictor(self._entered(images, mask))[:, 1:, 0]
+        return found
+
+    def _entered(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        """What both decoders get: the class token and all patches, shape (n, 1 + L, width)."""
         self._check(images, mask)
         seen = None if mask is None else _seen(mask)
         with self._seeing(seen):
@@ -109,12 +123,7 @@ class MaskedViT(nn.Module):
             places = seen[..., None].expand(-1, -1, tokens.shape[-1])
             hidden = self.mask_token.to(tokens.dtype).expand(len(images), self.patch_count, -1)
             tokens = hidden.scatter(1, places, tokens)
-        whole_image = torch.cat([cls, tokens + self.positions.to(tokens.dtype)], dim=1)
-        return PatchOutput(
-            reconstruction=self.reconstructor(whole_image)[:, 1:],
-            predicted=self.predictor(whole_image)[:, 1:, 0],
-            patches=patchify(images, self.patch),
-        )
+        return torch.cat([cls, tokens + self.positions.to(tokens.dtype)], dim=1)
 
     @contextmanager
     def _seeing(self, seen: Tensor | None) -> Iterator[None]:

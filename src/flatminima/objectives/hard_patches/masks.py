@@ -112,7 +112,7 @@ def fold_scores(
     sees. Costs four passes that see a quarter each, at a ratio of 0.75.
 
     Args:
-        model: Gives a `PatchOutput` of images and masks, and says `patch_count`.
+        model: Says `predict(images, mask)`, as `MaskedViT` does, and `patch_count`.
         images: Of n samples.
         ratio: The part that each mask hides.
         generator: Draws the masks; default torch's, of the device.
@@ -125,7 +125,8 @@ def fold_scores(
     masks = complementary_masks(like, ratio, generator)
     folds = len(masks)
     repeated = images.repeat(folds, *(1,) * (images.dim() - 1))
-    predicted: Tensor = model(repeated, masks.flatten(0, 1)).predicted
+    predict: Any = model.predict
+    predicted: Tensor = predict(repeated, masks.flatten(0, 1))
     hidden = masks.to(predicted.dtype)
     return (predicted.view_as(hidden) * hidden).sum(0) / hidden.sum(0)
 

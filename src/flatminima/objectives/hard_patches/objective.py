@@ -58,8 +58,9 @@ class HardPatchesMining(Remembering):
     that short trainings have a teacher that learned something.
 
     A batch is a mapping with "inputs", images of floats, or a pair whose first is that; targets are
-    not looked at. The model is called as `model(images, mask)` and gives a `PatchOutput`; it says
-    in `patch_count` how many patches an image has. All passes of a step use the same teacher; with
+    not looked at. The model is called as `model(images, mask)` and gives a `PatchOutput`; a teacher
+    as `model.predict(images, mask)`, which gives the predicted losses alone; and `patch_count` says
+    how many patches an image has. All passes of a step use the same teacher; with
     torch's generators replayed, as the methods of `perturb` do, also the same masks.
 
     Costs, beside the model's passes, a forward pass of the teacher over all patches, and its
@@ -171,7 +172,8 @@ class HardPatchesMining(Remembering):
     ) -> Tensor:
         """The losses that a model predicts for each patch, seen as `score` says, shape (n, L)."""
         if self.score == "full":
-            predicted: Tensor = model(images, None).predicted
+            predict: Any = model.predict
+            predicted: Tensor = predict(images, None)
             return predicted
         return fold_scores(model, images, self.masker.ratio, generator)
 
