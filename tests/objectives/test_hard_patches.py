@@ -277,7 +277,7 @@ def test_the_predicted_losses_learn_but_the_losses_do_not_learn_from_them():
 
 @pytest.mark.parametrize("score", ["full", "folds"])
 def test_more_is_chosen_by_hardness_from_epoch_to_epoch(score):
-    objective, model = begun(steps=8, per_epoch=2, score=score)
+    objective, _ = begun(steps=8, per_epoch=2, score=score)
     images = torch.randn(64, 8)
     chosen = []
     for step in range(8):
