@@ -30,6 +30,7 @@ class Metric:
 METRICS = (
     Metric("test_accuracy", "test accuracy (%)", 100, 1),
     Metric("test_mae", "test MAE", 1, -1),
+    Metric("test_error", "test error", 1, -1),
     Metric("test_gmean", "test geometric mean of errors", 1, -1),
     *(
         Metric(f"test_{key}_{group}", f"test {words}, {group}-shot", 1, -1)
@@ -53,7 +54,14 @@ METRICS = (
 KNOWN = {metric.key: metric for metric in METRICS}
 
 
-JUDGES = ("test_accuracy", "test_mae", "test_loss", "validation_accuracy", "validation_mae")
+JUDGES = (
+    "test_accuracy",
+    "test_mae",
+    "test_error",
+    "test_loss",
+    "validation_accuracy",
+    "validation_mae",
+)
 
 
 def judged_by(study: Study) -> Metric:

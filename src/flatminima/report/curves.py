@@ -29,6 +29,7 @@ CURVES = (
     ("validation_accuracy", "Validation accuracy", "after each epoch"),
     ("validation_mae", "Validation MAE", "after each epoch"),
     ("test_mae", "Test MAE", "where the recipe measures along the way"),
+    ("test_error", "Test error", "where the recipe measures along the way"),
     ("test_loss", "Test loss", "where the recipe measures along the way"),
     ("test_accuracy", "Test accuracy", "where the recipe measures along the way"),
     ("hessian_trace", "Hessian trace", "on the training set, measured along the way"),

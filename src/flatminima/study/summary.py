@@ -12,6 +12,7 @@ from flatminima.study.statistics import PairedDifference, mean_ci, paired
 METRICS = (
     "test_accuracy",
     "test_mae",
+    "test_error",
     "test_gmean",
     "test_loss",
     "hessian_trace",

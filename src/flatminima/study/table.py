@@ -17,6 +17,7 @@ _HEADERS = {
     "test_accuracy": "test accuracy (%)",
     "test_mae": "test MAE",
     "test_gmean": "test geometric mean",
+    "test_error": "test error",
     "test_loss": "test loss",
     "hessian_trace": "Hessian trace",
     "top_eigenvalue": "top eigenvalue",
@@ -27,6 +28,7 @@ _HEADERS = {
 _GAINS = {
     "test_accuracy": "gain (points)",
     "test_mae": "MAE difference",
+    "test_error": "error difference",
     "test_loss": "loss difference",
 }
 _SCALES = {"test_accuracy": 100.0, "seconds_per_step": 1000.0}
