@@ -10,20 +10,16 @@ SMALLEST = 1e-6
 """Added to variances, as the paper's code has it."""
 
 
-def patch_losses(reconstruction: Tensor, patches: Tensor, normalize: bool = False) -> Tensor:
+def patch_losses(reconstruction: Tensor, patches: Tensor) -> Tensor:
     r"""$l_i = \frac1D \sum_d (\hat p_{id} - p_{id})^2$ of each patch.
 
     Args:
         reconstruction: Shape (..., D).
         patches: Shape (..., D).
-        normalize: Compare with $(p - \bar p) / \sqrt{\mathrm{var}(p) + 10^{-6}}$ of each patch,
-            the variance unbiased, so that flat patches count as much as others.
 
     Returns:
         Shape (...).
     """
-    if normalize:
-        patches = _standardized(patches)
     return (reconstruction - patches).square().mean(dim=-1)
 
 

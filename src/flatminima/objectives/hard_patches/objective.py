@@ -77,7 +77,6 @@ class HardPatchesMining(Remembering):
             models: complementary masks, see `fold_scores`.
         decay: Of the teacher, in the first epoch, from 0 to below 1.
         last_decay: From its 100th epoch.
-        norm_pixels: Reconstruct each patch standardized.
 
     Raises:
         InputError: an argument out of its range; `begin` without a model; at the first call, images
@@ -93,7 +92,6 @@ class HardPatchesMining(Remembering):
         score: str = "full",
         decay: float = 0.999,
         last_decay: float = 0.9999,
-        norm_pixels: bool = False,
     ) -> None:
         super().__init__()
         self.masker = HardPatchMasker(ratio, alpha)
@@ -102,7 +100,7 @@ class HardPatchesMining(Remembering):
             raise unknown("ranking", ranking, RANKINGS)
         if score not in SCORES:
             raise unknown("score", score, SCORES)
-        self.ranking, self.score, self.norm_pixels = RANKINGS[ranking], score, norm_pixels
+        self.ranking, self.score = RANKINGS[ranking], score
         self.decays = below("decay", decay, 0, 1), below("last_decay", last_decay, 0, 1)
         self.teacher: AveragedModel | None = None
         self.steps: Tensor
@@ -150,7 +148,7 @@ class HardPatchesMining(Remembering):
         mask = self.masks(images)
         found: PatchOutput = model(images, mask)
         masked = self.masker.counts(mask.shape[1])[0]
-        losses = patch_losses(found.reconstruction, found.patches, self.norm_pixels)
+        losses = patch_losses(found.reconstruction, found.patches)
         losses = losses[mask].view(-1, masked)
         predicted = found.predicted[mask].view(-1, masked)
         return losses.mean() + self.weight * self.ranking(predicted, losses.detach())
