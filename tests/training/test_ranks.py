@@ -48,11 +48,11 @@ def run_ranks(*arguments):
 
 @pytest.fixture
 def two_ranks(tmp_path):
-    def launch(method: str) -> list[dict[str, torch.Tensor]]:
+    def launch(method: str, **more) -> list[dict[str, torch.Tensor]]:
         script = tmp_path / "every_rank_saves.py"
         script.write_text(EVERY_RANK_SAVES)
         out = tmp_path / f"two-{method}"
-        values = json.dumps({**VALUES, "perturb": method})
+        values = json.dumps({**VALUES, "perturb": method, **more})
         done = run_ranks(str(script), str(out), values)
         assert done.returncode == 0, done.stderr[-2000:]
         return [load_file(Path(out) / f"rank-{rank}" / "model.safetensors") for rank in (0, 1)]
@@ -68,6 +68,18 @@ def test_plain_equals_one_process(tmp_path, two_ranks):
         assert torch.equal(first[name], second[name])
         # Only the order of a mean over 30 samples differs (200 = 6 x 30 + 20).
         torch.testing.assert_close(first[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_texts_of_all_processes_are_negatives(tmp_path, two_ranks):
+    # 45 = 3 x 15: each process has 8 or 7 pairs of a batch.
+    values = {"data": "scenes(images=45)", "model": "clip-small", "batch_size": 15}
+    values |= {"epochs": 1, "optimizer": "sgd"}
+    first, second = two_ranks("plain", **values)
+    finetune(Recipe.from_flat({**VALUES, **values}), tmp_path / "one")
+    alone = load_file(tmp_path / "one/checkpoints/last/model.safetensors")
+    for name, tensor in alone.items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["nso", "nso-one-pass", "sam"])

@@ -2,6 +2,7 @@
 
 from flatminima.objectives.backward_correction import BackwardCorrection
 from flatminima.objectives.conr import ConR, ConRLoss
+from flatminima.objectives.contrastive import Contrastive
 from flatminima.objectives.cross_entropy import CrossEntropy, LabelSmoothing
 from flatminima.objectives.dual_t import DualT
 from flatminima.objectives.elr import ELR, ELRLoss
@@ -14,6 +15,7 @@ from flatminima.objectives.hard_patches import (
     PatchOutput,
     relative_loss,
 )
+from flatminima.objectives.language_model import LanguageModel
 from flatminima.objectives.mixing import CutMix, Mixup
 from flatminima.objectives.penalties import GradientNorm, TracePenalty
 from flatminima.objectives.ps_kd import PSKD, PSKDLoss
@@ -30,6 +32,7 @@ __all__ = [
     "Batch",
     "ConR",
     "ConRLoss",
+    "Contrastive",
     "CrossEntropy",
     "CutMix",
     "DualT",
@@ -40,6 +43,7 @@ __all__ = [
     "HardPatchMasker",
     "HardPatchesMining",
     "LabelSmoothing",
+    "LanguageModel",
     "LinearLoss",
     "Loss",
     "Mixup",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from flatminima.errors import InputError, require
 from flatminima.measure import LiveTrace
 from flatminima.objectives import (
     ConR,
+    Contrastive,
     Objective,
     Remembering,
     Setting,
@@ -32,6 +34,7 @@ from flatminima.training import models
 from flatminima.training.averaging import Average
 from flatminima.training.batches import batches_per_epoch
 from flatminima.training.brackets import parse_brackets
+from flatminima.training.built import Built
 from flatminima.training.checkpoint import BAKED, Checkpoint
 from flatminima.training.data.augment import views_of
 from flatminima.training.data.encode import encode
@@ -39,6 +42,7 @@ from flatminima.training.data.examples import DataSet
 from flatminima.training.data.load import check_augmentation
 from flatminima.training.data.load import load as load_data
 from flatminima.training.directory import RunDirectory
+from flatminima.training.language_models import TINY
 from flatminima.training.logs import Log
 from flatminima.training.methods import (
     SHARED_OPTIONS,
@@ -47,6 +51,7 @@ from flatminima.training.methods import (
     strength_schedule,
 )
 from flatminima.training.pretrain import pretrain
+from flatminima.training.prompting import PromptClassifier
 from flatminima.training.recipe import Recipe, parse_method
 from flatminima.training.specs import LoopSpec, OptimizerSpec
 from flatminima.training.state import Run
@@ -74,12 +79,12 @@ class Prepared:
 
     recipe: Recipe
     data: DataSet
-    built: models.Built
+    built: Built
 
     @property
     def task(self) -> Task:
         """What it is scored by."""
-        return task_of(self.data)
+        return task_of(self.data).read_by(self.data, self.built.encoding)
 
 
 def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
@@ -102,9 +107,11 @@ def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     places = {"data": recipe.data.data, "model": name}
     recipe = recipe.but(**{key: _absolute(place) for key, place in places.items()})
     recipe = recipe.resolved(built.family, built.random_weights, own_base)
-    if built.family == "builtin" and recipe.model.pretrain and data.source is not None:
+    of_ours = built.family == "builtin" or isinstance(built.model, PromptClassifier)
+    starts_anew = name == TINY or (of_ours and built.random_weights)
+    if starts_anew and recipe.model.pretrain and data.source is not None:
         with fitting_threads(built.model):
-            pretrain(built.model, data, built.encoding, seed, progress)
+            pretrain(built.model, data, built.encoding, seed, task_of(data), progress)
         torch.manual_seed(seed)  # what follows is the same whether that was cached or not
     return Prepared(recipe, data, built)
 
@@ -148,6 +155,7 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
         bare = accelerator.unwrap_model(model)
         minimized.begin(Setting(len(data.train), data.outputs, total, per_epoch, bare))
         minimized.to(accelerator.device)
+    check_gathering(minimized, recipe, accelerator.num_processes)
     validation = None
     if len(data.validation):
         validation = encode(data.validation, data, prepared.built.encoding)
@@ -172,7 +180,7 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
             directory if accelerator.is_main_process else None, tensorboard=recipe.loop.tensorboard
         ),
         companions=prepared.built.companions,
-        average=_average(accelerator.unwrap_model(model), recipe.loop, total, per_epoch),
+        average=_average(accelerator.unwrap_model(model), recipe.loop, total, per_epoch, free),
         meter=_meter(optimizer, recipe.loop) if recipe.loop.live_trace else None,
     )
 
@@ -204,6 +212,21 @@ def objective(recipe: Recipe, data: DataSet) -> Objective:
     return found
 
 
+def check_gathering(minimized: Objective, recipe: Recipe, processes: int) -> None:
+    """Refuse what would have processes wait for each other for ever.
+
+    Raises:
+        InputError: micro-batches with an objective that gathers samples from several processes.
+    """
+    gathers = isinstance(minimized, Contrastive) and minimized.gather
+    if gathers and processes > 1 and recipe.loop.micro_batch_size is not None:
+        raise InputError(
+            "the contrastive loss gathers the samples of all processes at each forward pass, and "
+            "with --micro-batch-size one may have more of these than another: leave it out, or say "
+            "--objective 'contrastive(gather=false)'"
+        )
+
+
 def reparam(recipe: Recipe, model: torch.nn.Module) -> Reparam:
     """Which weights are free, and where.
 
@@ -228,7 +251,9 @@ def restore(prepared: Prepared, found: Checkpoint) -> None:
     if found.folder.name == BAKED:
         found.load_model(model)
         return
-    free = reparam(prepared.recipe, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about weights that are replaced at once
+        free = reparam(prepared.recipe, model)
     found.load_model(model)
     free.bake(model)
 
@@ -240,7 +265,9 @@ def _meter(optimizer: Perturbed, spec: LoopSpec) -> LiveTrace | None:
     return LiveTrace(optimizer, every=spec.live_trace_every)
 
 
-def _average(model: torch.nn.Module, spec: LoopSpec, total: int, per_epoch: int) -> Average | None:
+def _average(
+    model: torch.nn.Module, spec: LoopSpec, total: int, per_epoch: int, free: Reparam
+) -> Average | None:
     """What gathers the mean of the weights, where the recipe keeps one."""
     if spec.keep not in ("swa", "ema"):
         return None
@@ -250,6 +277,7 @@ def _average(model: torch.nn.Module, spec: LoopSpec, total: int, per_epoch: int)
         start=int(spec.average_from * total),
         total=total,
         per_epoch=per_epoch,
+        frozen_statistics=free.freezes_statistics,
     )
 
 

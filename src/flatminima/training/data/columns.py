@@ -12,6 +12,7 @@ from flatminima.training.data.spec import DataSpec
 
 LABELS = ("label", "labels", "target", "class")
 TEXTS = ("text", "sentence", "content")
+CAPTIONS = ("caption", "captions", *TEXTS, "sentences", "title")
 IMAGES = ("image", "img", "image_path", "path", "file", "file_name", "filename")
 
 
@@ -22,7 +23,7 @@ class Columns:
     Attributes:
         kind: What the inputs are.
         inputs: One column; two for pairs of texts; all the features for vectors.
-        label: The column with the label.
+        label: The column with the label; "" for images with texts, which have none.
     """
 
     kind: Kind
@@ -47,13 +48,14 @@ def choose(names: Sequence[str], spec: DataSpec, numeric: Sequence[str], where: 
     if spec.text_column and spec.image_column:
         raise InputError(
             f"both --text-column {spec.text_column} and --image-column {spec.image_column} are "
-            "given: an input is one or the other, leave one out"
+            "given: an input is one or the other, leave one out; or say --task contrastive, for "
+            "images with texts that fit them"
         )
     label = _label(names, spec, where)
     if spec.text_column:
         columns = Columns("text", _texts(names, spec.text_column, where), label)
     elif spec.image_column:
-        chosen = _named(names, spec.image_column, "--image-column", where)
+        chosen = named(names, spec.image_column, "--image-column", where)
         columns = Columns("image", (chosen,), label)
     else:
         columns = _inputs(names, label, numeric, where)
@@ -65,9 +67,42 @@ def choose(names: Sequence[str], spec: DataSpec, numeric: Sequence[str], where: 
     return columns
 
 
+def choose_captioned(names: Sequence[str], spec: DataSpec, where: str) -> Columns:
+    """The columns of the image and of the text that fits it, for the task "contrastive".
+
+    Args:
+        names: All columns.
+        spec: Says which columns the user named.
+        where: How to call the table in an error.
+
+    Raises:
+        InputError: a column is missing, or it is not clear which one is meant.
+    """
+    image = _one_of(names, spec.image_column, IMAGES, "--image-column", where)
+    text = _one_of(names, spec.text_column, CAPTIONS, "--text-column", where)
+    if image == text:
+        raise InputError(f"the column {image!r} of {where} cannot be both image and text")
+    return Columns("captioned", (image, text), "")
+
+
+def _one_of(
+    names: Sequence[str], asked: str | None, usual: Sequence[str], flag: str, where: str
+) -> str:
+    if asked:
+        return named(names, asked, flag, where)
+    found = [name for name in names if name.lower() in usual]
+    if len(found) == 1:
+        return found[0]
+    what = f"several columns of {where} may be it ({', '.join(found)})" if found else ""
+    raise InputError(
+        f"{what or f'no column of {where} is called {usual[0]} or the like'}: name it by {flag}; "
+        f"{_listed(names)}"
+    )
+
+
 def _label(names: Sequence[str], spec: DataSpec, where: str) -> str:
     if spec.label_column:
-        return _named(names, spec.label_column, "--label-column", where)
+        return named(names, spec.label_column, "--label-column", where)
     # A column the user called the input is no candidate for the label.
     taken = {spec.text_column, spec.image_column}
     found = [name for name in names if name.lower() in LABELS and name not in taken]
@@ -84,12 +119,12 @@ def _label(names: Sequence[str], spec: DataSpec, where: str) -> str:
 def _texts(names: Sequence[str], asked: str, where: str) -> tuple[str, ...]:
     parts = [part.strip() for part in asked.split(",")]
     if asked in names or len(parts) == 1:
-        return (_named(names, asked, "--text-column", where),)
+        return (named(names, asked, "--text-column", where),)
     if len(parts) > 2 or parts[0] == parts[1]:
         raise InputError(
             f"--text-column {asked!r} names {len(parts)} columns: give one, or two different ones"
         )
-    return tuple(_named(names, part, "--text-column", where) for part in parts)
+    return tuple(named(names, part, "--text-column", where) for part in parts)
 
 
 def _inputs(names: Sequence[str], label: str, numeric: Sequence[str], where: str) -> Columns:
@@ -111,7 +146,12 @@ def _inputs(names: Sequence[str], label: str, numeric: Sequence[str], where: str
     )
 
 
-def _named(names: Sequence[str], asked: str, flag: str, where: str) -> str:
+def named(names: Sequence[str], asked: str, flag: str, where: str) -> str:
+    """A column that a flag names, if it is there.
+
+    Raises:
+        InputError: it is not.
+    """
     if asked in names:
         return asked
     nearest = difflib.get_close_matches(asked, names, n=1, cutoff=0.5)

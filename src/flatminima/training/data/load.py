@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from flatminima.errors import InputError, unknown
 from flatminima.progress import Progress, silent
 from flatminima.training.data import (
+    arithmetic,
     cosines,
     diabetes,
     digits,
@@ -22,6 +23,7 @@ from flatminima.training.data import (
     hub,
     matrix_sensing,
     pydocs,
+    scenes,
     table,
 )
 from flatminima.training.data.examples import DataSet, Examples, Raw, Targets, fingerprint
@@ -35,12 +37,15 @@ from flatminima.training.data.vectors import standardize
 Source: TypeAlias = Callable[[DataSpec, int, Progress], Raw]
 
 SOURCES: dict[str, Source] = {
+    "arithmetic": arithmetic.load,
     "cosines": cosines.load,
     "diabetes": diabetes.load,
     "digits": digits.load,
     "glyphs": glyphs.load,
     "matrix-sensing": matrix_sensing.load,
     "pydocs": pydocs.load,
+    "scene-classes": scenes.load_classes,
+    "scenes": scenes.load,
 }
 """The built-in data sets, by name; some take options in brackets."""
 
@@ -112,6 +117,8 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
         spec=spec,
         task=raw.task,
         domains=raw.domains,
+        prompts=raw.prompts,
+        novel=raw.novel,
         scale=scale or Scale(),
     )
 
@@ -136,7 +143,7 @@ def check_augmentation(augment: str, data: Raw | DataSet) -> None:
     Raises:
         InputError: `data` holds texts or vectors, and `augment` is not "none".
     """
-    if augment != "none" and data.kind != "image":
+    if augment != "none" and data.kind not in ("image", "captioned"):
         raise InputError(
             f"augment {augment!r} changes images, and {data.name} holds {data.kind}s: "
             "leave it out (--augment none)"
@@ -250,7 +257,8 @@ def _told(examples: Examples, raw: Raw) -> dict[str, Any]:
     if raw.classes:
         return {"per_class": _per_class(examples.targets, raw.classes)}
     values = examples.targets
-    if not len(values):
+    # Whole numbers that are no classes are placeholders: what is to be predicted is in the inputs.
+    if not len(values) or values.dtype.kind == "i":
         return {}
     summary = {"min": values.min(), "median": np.median(values), "max": values.max()}
     return {"targets": {name: float(value) for name, value in summary.items()}}

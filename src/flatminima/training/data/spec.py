@@ -13,7 +13,7 @@ from flatminima.errors import InputError, unknown
 
 OnBadFile = Literal["stop", "skip"]
 Augment = Literal["none", "standard"]
-Task = Literal["classification", "regression", "masked-images"]
+Task = Literal["classification", "regression", "rationales", "contrastive", "masked-images"]
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,15 @@ class DataSpec:
     """Which data to train on, and how it is divided, corrupted and augmented.
 
     Attributes:
-        data: A built-in name ("diabetes", "digits", "glyphs", "pydocs"), a path (a folder of images
-            with one sub-folder per class; a .csv, .tsv, .jsonl or .parquet file; a folder with
-            train.csv, test.csv, ...; a copy written by `datasets.save_to_disk`), or a Hugging Face
-            id, `owner/name` or `owner/name:configuration`.
-        task: What the labels are: classes, or numbers to be predicted; "masked-images" looks at the
-            images alone, to pretrain on them. None: as the data set has it; the labels of tables
-            and of the Hub are classes unless this says otherwise.
+        data: A built-in name ("diabetes", "digits", "glyphs", "pydocs", "scenes",
+            "scene-classes"), a path (a folder of images with one sub-folder per class; a .csv,
+            .tsv, .jsonl or .parquet file; a folder with train.csv, test.csv, ...; a copy written by
+            `datasets.save_to_disk`), or a Hugging Face id, `owner/name` or
+            `owner/name:configuration`.
+        task: What the data are for: classes; numbers to be predicted; questions with rationales and
+            answers; images with texts that fit them, which need no labels; or "masked-images",
+            images alone, to pretrain on. None: as the data set has it; the labels of tables and of
+            the Hub are classes unless this says otherwise.
         label_bin: Width of the bins that the labels of a regression are counted in, in their unit.
             None: a hundredth of the range of the training labels.
         few_shot: A label is few-shot where its bin has fewer training labels than this.
@@ -61,8 +63,9 @@ class DataSpec:
     task: Task | None = field(
         default=None,
         metadata={
-            "help": "what labels are: classes, or numbers; masked-images needs none, and pretrains "
-            "(default: as the data have it)"
+            "help": "what the data are for: classes, numbers to predict, questions with rationales "
+            "and answers, images with texts that fit them, or masked-images, which pretrains on "
+            "images alone (default: as the data have it)"
         },
     )
     label_bin: float | None = field(
