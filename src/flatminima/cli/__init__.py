@@ -15,13 +15,25 @@ from flatminima.cli import (
     landscape,
     measure,
     methods,
+    pretrain,
     report,
     run,
     tune_sigma,
 )
 from flatminima.errors import InputError
 
-COMMANDS = (finetune, compare, run, tune_sigma, measure, landscape, explain, report, methods)
+COMMANDS = (
+    finetune,
+    pretrain,
+    compare,
+    run,
+    tune_sigma,
+    measure,
+    landscape,
+    explain,
+    report,
+    methods,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,7 +33,19 @@ def add_to(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train and print what came out."""
-    said = flags.given(arguments)
+    carry_out(arguments, flags.given(arguments))
+
+
+def carry_out(
+    arguments: argparse.Namespace, said: dict[str, Any], command: str = "finetune"
+) -> None:
+    """Train as was said, or go on, and print what came out.
+
+    Args:
+        arguments: With `out` or `resume`.
+        said: What the recipe file and the flags say.
+        command: The subcommand, as the user is told to call it again.
+    """
     recipe = Recipe.from_flat(said)
     out = arguments.resume or arguments.out
     from flatminima.training.methods import check_strengths
@@ -62,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
         if str(stop) or not (out / "recipe.yaml").is_file():
             raise
         raise KeyboardInterrupt(
-            f"stopped; continue with: flatminima finetune --resume {out}"
+            f"stopped; continue with: flatminima {command} --resume {out}"
         ) from None
     if not is_main_process():
         sys.stderr.flush()

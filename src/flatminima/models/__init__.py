@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         BoostedNetworkClassifier,
         BoostedNetworkRegressor,
     )
+    from flatminima.models.hard_patches import MaskedViT
     from flatminima.models.label_propagation import GreedyLabelPropagation
     from flatminima.models.wide_and_deep import (
         DeepKernelClassifier,
@@ -55,6 +56,7 @@ __all__ = [
     "HilbertKernelClassifier",
     "LearnedProximal",
     "LinearMap",
+    "MaskedViT",
     "PatchLPN",
     "Prior",
     "ProximalMatching",
@@ -86,6 +88,8 @@ _ESTIMATORS = {
 
 def __getattr__(name: str) -> Any:
     # Late: scikit-learn is an extra, and slow to import.
+    if name == "MaskedViT":
+        return importlib.import_module("flatminima.models.hard_patches").MaskedViT
     if name not in _ESTIMATORS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     require("sklearn", "estimators")

@@ -11,6 +11,12 @@ from flatminima.objectives.elr import ELR, ELRLoss
 from flatminima.objectives.elr_plus import ELRPlus
 from flatminima.objectives.features import Features, features_of
 from flatminima.objectives.given import Loss, OwnLoss, as_objective
+from flatminima.objectives.hard_patches import (
+    HardPatchesMining,
+    HardPatchMasker,
+    PatchOutput,
+    relative_loss,
+)
 from flatminima.objectives.hessian_alignment import hessian_alignment, linear_head_alignment
 from flatminima.objectives.invariance import CORAL, ERM, IRM, Fishr, VREx
 from flatminima.objectives.language_model import LanguageModel
@@ -43,6 +49,8 @@ __all__ = [
     "Features",
     "Fishr",
     "GradientNorm",
+    "HardPatchMasker",
+    "HardPatchesMining",
     "HessianAlignment",
     "HutchinsonAlignment",
     "LabelSmoothing",
@@ -53,6 +61,7 @@ __all__ = [
     "Objective",
     "OwnLoss",
     "PSKDLoss",
+    "PatchOutput",
     "Remembering",
     "Setting",
     "SquaredError",
@@ -66,6 +75,7 @@ __all__ = [
     "make_objective",
     "objective_card",
     "objective_cards",
+    "relative_loss",
     "sample_domains",
     "sample_index",
 ]

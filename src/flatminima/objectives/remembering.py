@@ -20,12 +20,14 @@ class Setting:
         outputs: Numbers that the model gives for a sample: the classes, or 1.
         steps: Of the whole run.
         steps_per_epoch: Batches of an epoch.
+        model: The model in training, not wrapped for data parallelism; None where it is not said.
     """
 
     samples: int
     outputs: int
     steps: int
     steps_per_epoch: int
+    model: nn.Module | None = None
 
     @property
     def epochs(self) -> int:

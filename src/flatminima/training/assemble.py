@@ -154,7 +154,8 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
     if isinstance(minimized, ConR) and not prepared.built.encoding.flatten:
         minimized.views = views_of(data, prepared.built.encoding)
     if isinstance(minimized, Remembering):
-        minimized.begin(Setting(len(data.train), data.outputs, total, per_epoch))
+        bare = accelerator.unwrap_model(model)
+        minimized.begin(Setting(len(data.train), data.outputs, total, per_epoch, bare))
         minimized.to(accelerator.device)
     check_gathering(minimized, recipe, accelerator.num_processes)
     validation = None

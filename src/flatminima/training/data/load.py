@@ -81,6 +81,8 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
     check_domains(spec, raw)
     if spec.test_domain is not None:
         raw = leave_out(raw, spec.test_domain)
+    if spec.task == "masked-images":
+        raw = _without_labels(raw)
     if spec.task not in (None, raw.task):
         raise InputError(
             f"--task {spec.task} does not fit {raw.name}, whose labels are for {raw.task}: leave "
@@ -127,6 +129,16 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
         novel=raw.novel,
         scale=scale or Scale(),
     )
+
+
+def _without_labels(raw: Raw) -> Raw:
+    """The images of a data set; labels stay beside them, and are not looked at."""
+    if raw.kind != "image":
+        raise InputError(
+            f"--task masked-images hides patches of images, and {raw.name} holds {raw.kind}s: give "
+            "images (--data)"
+        )
+    return replace(raw, task="masked-images", label_noise=0.0)
 
 
 def _on(scale: Scale, examples: Examples) -> Examples:

@@ -13,7 +13,7 @@ from flatminima.errors import InputError, unknown
 
 OnBadFile = Literal["stop", "skip"]
 Augment = Literal["none", "standard"]
-Task = Literal["classification", "regression", "rationales", "contrastive"]
+Task = Literal["classification", "regression", "rationales", "contrastive", "masked-images"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class DataSpec:
             written by `datasets.save_to_disk`), or a Hugging Face id, `owner/name` or
             `owner/name:configuration`.
         task: What the data are for: classes; numbers to be predicted; questions with rationales and
-            answers; or images with texts that fit them, which need no labels. None: as the data set
-            has it; the labels of tables and of the Hub are classes unless this says otherwise.
+            answers; images with texts that fit them, which need no labels; or "masked-images",
+            images alone, to pretrain on. None: as the data set has it; the labels of tables and of
+            the Hub are classes unless this says otherwise.
         label_bin: Width of the bins that the labels of a regression are counted in, in their unit.
             None: a hundredth of the range of the training labels.
         few_shot: A label is few-shot where its bin has fewer training labels than this.
@@ -69,7 +70,8 @@ class DataSpec:
         default=None,
         metadata={
             "help": "what the data are for: classes, numbers to predict, questions with rationales "
-            "and answers, or images with texts that fit them (default: as the data have it)"
+            "and answers, images with texts that fit them, or masked-images, which pretrains on "
+            "images alone (default: as the data have it)"
         },
     )
     label_bin: float | None = field(

@@ -5,6 +5,7 @@ from flatminima.training.tasks.base_to_novel import BaseToNovel
 from flatminima.training.tasks.classification import Classification
 from flatminima.training.tasks.contrastive import ImagesAndTexts
 from flatminima.training.tasks.cosines import CosineSum
+from flatminima.training.tasks.masked_images import MaskedImages
 from flatminima.training.tasks.matrix_sensing import MatrixSensing
 from flatminima.training.tasks.rationales import Rationales
 from flatminima.training.tasks.regression import Regression
@@ -21,6 +22,7 @@ TASKS: dict[str, type[Task]] = {
         BaseToNovel,
         MatrixSensing,
         CosineSum,
+        MaskedImages,
     )
 }
 
@@ -36,6 +38,7 @@ __all__ = [
     "Classification",
     "CosineSum",
     "ImagesAndTexts",
+    "MaskedImages",
     "MatrixSensing",
     "Rationales",
     "Regression",
