@@ -140,11 +140,15 @@ class SelfTuning:
         return total
 
     def before_step(self) -> None:
-        """Give the optimizer its strength for the next step, where that is a knob."""
+        """Give the optimizer its strength for the next step, where that is a knob.
+
+        Groups of strength 0 stay unperturbed.
+        """
         if self._strength:
             value = self.knobs.values(self._draw(1))[self._strength].item()
             for group in self.optimizer.param_groups:
-                group[self._strength] = value
+                if group[self._strength]:
+                    group[self._strength] = value
 
     def training_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The training loss at drawn knobs; the same draws until the next step."""
@@ -155,6 +159,11 @@ class SelfTuning:
     def _draw(self, rows: int) -> Tensor:
         with torch.no_grad():
             return self.knobs.draw(rows, TRAINING, self.steps, rank=_rank())
+
+    def set_lr(self, lr: float) -> None:
+        """Move the knobs with another learning rate from now on."""
+        for group in self._adam.param_groups:
+            group["lr"] = lr
 
     def valid_step(self, batch: Batch) -> float:
         """Move the knobs only.
