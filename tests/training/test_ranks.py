@@ -48,11 +48,11 @@ def run_ranks(*arguments):
 
 @pytest.fixture
 def two_ranks(tmp_path):
-    def launch(method: str) -> list[dict[str, torch.Tensor]]:
+    def launch(method: str, **more) -> list[dict[str, torch.Tensor]]:
         script = tmp_path / "every_rank_saves.py"
         script.write_text(EVERY_RANK_SAVES)
         out = tmp_path / f"two-{method}"
-        values = json.dumps({**VALUES, "perturb": method})
+        values = json.dumps({**VALUES, "perturb": method, **more})
         done = run_ranks(str(script), str(out), values)
         assert done.returncode == 0, done.stderr[-2000:]
         return [load_file(Path(out) / f"rank-{rank}" / "model.safetensors") for rank in (0, 1)]
@@ -74,6 +74,13 @@ def test_plain_equals_one_process(tmp_path, two_ranks):
 def test_ranks_stay_identical(two_ranks, method):
     first, second = two_ranks(method)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_ranks_that_tune_themselves_have_the_same_knobs(two_ranks):
+    tune = {"tune": "sigma,weight_decay,input_noise", "validation_fraction": 0.3}
+    first, second = two_ranks("nso", tune_warmup=0.0, **tune)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert first["1.home"].abs().min() > 0.01
 
 
 def test_ranks_agree_on_when_to_stop_early(tmp_path):
