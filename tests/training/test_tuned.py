@@ -12,9 +12,10 @@ from flatminima.errors import InputError
 from flatminima.objectives import LabelSmoothing
 from flatminima.reparam import DistancePenalty
 from flatminima.training import loop
-from flatminima.training.assemble import prepare
+from flatminima.training.assemble import for_methods, prepare, reparam
 from flatminima.training.input_noise import NoisyInputs, with_noise
 from flatminima.training.knobs import asked_knobs, with_values
+from flatminima.training.methods import specialize
 from flatminima.training.recipe import Recipe
 from flatminima.training.run import finetune, resume
 from flatminima.training.self_tuned import AtDrawnKnobs
@@ -66,8 +67,6 @@ def test_a_self_tuned_run_logs_the_way_of_its_knobs_and_leaves_an_ordinary_model
 
 def test_a_model_with_gates_begins_as_the_ordinary_one_and_draws_no_random_number():
     ordinary, tuned = prepare(recipe()), prepare(recipe(tune="weight_decay"))
-    from flatminima.training.assemble import reparam
-
     before = torch.get_rng_state()
     reparam(tuned.recipe, tuned.built.model)
     assert torch.equal(torch.get_rng_state(), before)
@@ -210,6 +209,16 @@ def test_a_grid_lies_evenly_on_each_knobs_own_scale():
     assert [p["b"] for p in grid({"b": knobs["b"]}, 4)] == pytest.approx([0.1, 0.3, 0.5, 0.7])
     with pytest.raises(InputError, match="give 4 or more"):
         grid(knobs, 3)
+
+
+def test_one_method_of_a_comparison_may_tune_itself():
+    methods = ["plain", "plain:tune=weight_decay+input_noise", "nso:tune=sigma:tuner=sweep"]
+    recipes = for_methods(recipe(), methods)
+    assert specialize(recipes[methods[0]]).tune.tune is None
+    assert list(asked_knobs(specialize(recipes[methods[1]]))) == ["weight_decay", "input_noise"]
+    assert specialize(recipes[methods[2]]).tune.tuner == "sweep"
+    with pytest.raises(InputError, match="'plain' has no strength"):
+        for_methods(recipe(), ["plain:tune=sigma"])
 
 
 def test_knobs_begin_at_the_recipes_own_values():
