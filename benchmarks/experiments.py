@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from flatminima.files import read_json, write_json, write_text
@@ -61,7 +62,7 @@ def _about(name: str) -> dict[str, Any]:
     return about
 
 
-MOST = 200
+MOST = 120
 """Points of a curve that are kept."""
 
 
@@ -76,7 +77,9 @@ def _along(folder: Path, metrics: Sequence[str]) -> dict[str, Any]:
         epochs = sorted(set(runs[0]).intersection(*runs))
         if not epochs:
             return {}
-        epochs = epochs[:: max(1, len(epochs) // MOST)]
+        if len(epochs) > MOST:
+            ranks = np.geomspace(1, len(epochs), MOST).round().astype(int)
+            epochs = [epochs[rank - 1] for rank in sorted(set(ranks.tolist()))]
         found[method] = {"epoch": epochs}
         for metric in metrics:
             means = [mean_ci([run[epoch][metric] for run in runs]) for epoch in epochs]
@@ -110,7 +113,8 @@ def _draw_along(along: dict[str, Any], file: Path) -> None:
             ax.fill_between(values["epoch"], low, high, color=color, alpha=0.15, linewidth=0)
         ax.set(xlabel="epoch", ylabel=WORDS.get(metric, metric.replace("_", " ")))
         if metric in LOGARITHMIC:
-            ax.set(xscale="log", yscale="log")
+            wide = values["epoch"][-1] >= 100 * values["epoch"][0]
+            ax.set(xscale="log" if wide else "linear", yscale="log")
     panels[0, 0].legend(frameon=False)
     figure.savefig(file, metadata={"Date": None})
 

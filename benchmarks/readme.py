@@ -11,11 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flatminima.cards import Card
 from flatminima.measure.results import plus_minus
-from flatminima.objectives import objective_cards
-from flatminima.perturb import cards
-from flatminima.reparam import reparam_cards
 from flatminima.study import markdown_table, mean_ci, paired
 from flatminima.study.numbers import difference, with_error
 
@@ -228,42 +224,6 @@ def report_size() -> str:
     )
 
 
-def method_cards() -> str:
-    """A section for each method."""
-    return "\n".join(_section(card) for card in cards())
-
-
-def objective_sections() -> str:
-    """A section for each objective."""
-    return "\n".join(_section(card) for card in objective_cards())
-
-
-def reparam_sections() -> str:
-    """A section for each reparametrization."""
-    return "\n".join(_section(card) for card in reparam_cards())
-
-
-def _section(card: Card) -> str:
-    if card.slot == "objective":
-        equation, cost = "Loss", f"{card.gradients} gradients a pass; memory: {card.buffers}"
-    elif card.slot == "reparam":
-        equation, cost = "What it does", f"no gradient; {card.buffers} weight-sized buffers"
-    else:
-        equation = "Gradient"
-        cost = f"{card.gradients} gradients a step; {card.buffers} weight-sized buffers"
-    rows = {
-        equation: f"`{card.equation}`",
-        "Cost": cost,
-        "Base optimizer": f"`{card.base}` only" if card.base else "",
-        "Start with": card.suggested,
-        "Also called": ", ".join(f"`{alias}`" for alias in card.aliases),
-        "Options fixed": ", ".join(f"`{k}={v!r}`" for k, v in (card.preset or {}).items()),
-        "Source": card.source,
-    }
-    lines = [f"- {name}: {text}" for name, text in rows.items() if text]
-    return "\n".join([f"## `{card.name}`: {card.title}", "", *lines, ""])
-
-
 def fill(path: Path, name: str, content: str) -> None:
     """Put content between the two comments that name it."""
     pattern = rf"(<!-- {name}: .*? -->\n).*?(<!-- end of {name} -->)"
@@ -276,6 +236,7 @@ def fill(path: Path, name: str, content: str) -> None:
 
 
 if __name__ == "__main__":
+    import pages_methods
     import pages_performance
     from measure_page import TABLES
 
@@ -285,9 +246,9 @@ if __name__ == "__main__":
     fill(ROOT / "docs/measuring.md", "live trace along runs", live_run_table())
     fill(ROOT / "docs/landscapes.md", "time of a landscape", landscape_times())
     fill(ROOT / "docs/report.md", "report's size", report_size())
-    fill(ROOT / "docs/methods.md", "method cards", method_cards())
-    fill(ROOT / "docs/methods.md", "objective cards", objective_sections())
-    fill(ROOT / "docs/methods.md", "reparam cards", reparam_sections())
+    for slot, table in pages_methods.tables().items():
+        fill(ROOT / "docs/methods.md", f"table of {slot}", table)
+    pages_methods.write()
     fill(ROOT / "docs/concepts/one-pass.md", "one-pass", one_pass_tables())
     for name, references in COMPARISONS.items():
         fill(ROOT / "docs/comparison.md", name, comparison(name, references))

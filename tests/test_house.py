@@ -236,6 +236,13 @@ def test_the_page_of_a_method_shows_its_committed_results(name):
     assert SYSTEMS["page"](name) == (ROOT / f"docs/methods/{name}.md").read_text()
 
 
+def test_every_method_has_a_page_with_its_card():
+    pages = runpy.run_path(str(ROOT / "benchmarks/pages_methods.py"))
+    assert pages["stale"]() == []
+    listed = (ROOT / "docs/methods.md").read_text()
+    assert all(table in listed for table in pages["tables"]().values())
+
+
 def test_the_page_on_landscapes_shows_the_committed_results():
     tables = runpy.run_path(str(ROOT / "benchmarks/readme.py"))
     assert tables["landscape_times"]() in (ROOT / "docs/landscapes.md").read_text()

@@ -42,6 +42,7 @@ def batch(n=6):
 def every():
     given = {"backward-correction": {"noise": 0.3}, "gradient-norm": {"weight": 0.1}}
     given["trace-penalty"] = {"weight": 0.1}
+    given["dual-t"] = {"start": 1}
     cards = [card for card in objective_cards() if "classification" in card.tasks]
     return [make_objective(card.name, **given.get(card.name, {})) for card in cards]
 
@@ -57,7 +58,7 @@ def test_each_is_a_scalar_with_a_gradient_in_training_mode(objective):
     model = network().train()
     x, y = batch()
     if isinstance(objective, Remembering):
-        objective.begin(Setting(samples=len(y), outputs=CLASSES, steps=1, steps_per_epoch=1))
+        objective.begin(Setting(samples=len(y), outputs=CLASSES, steps=2, steps_per_epoch=1))
     loss = objective(model, {"inputs": x, "targets": y, "index": torch.arange(len(y))})
     loss.backward()
     assert loss.shape == ()

@@ -1,5 +1,7 @@
 """The first screen says who won, and only what the numbers show."""
 
+from dataclasses import replace
+
 import pytest
 
 from flatminima.report import read
@@ -82,3 +84,13 @@ def test_a_study_without_a_test_set_is_judged_by_what_it_has(tmp_path, metric):
         results["metrics"] = {metric: 1.0 if "plain" in str(file) else 0.5 + 0.1 * results["seed"]}
         file.write_text(json.dumps(results))
     assert verdict(read([folder])).winner == "nso"
+
+
+def test_of_a_regression_the_smallest_absolute_error_wins(tmp_path):
+    study = read([write_study(tmp_path / "study", {"plain": 0.6, "nso": 0.8}, 5)])
+    errors = {"plain": {s: 5.0 + 0.1 * s for s in range(5)}, "nso": {}}
+    errors["nso"] = {s: error - 1 - 0.01 * s for s, error in errors["plain"].items()}
+    values = {k: v for k, v in study.values.items() if "accuracy" not in k}
+    found = verdict(replace(study, values={**values, "test_mae": errors}))
+    assert found.winner == "nso"
+    assert found.headline == "nso wins: -1 test MAE over plain"

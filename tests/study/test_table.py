@@ -116,6 +116,19 @@ def test_without_accuracy_the_difference_is_in_the_loss():
     assert "-0.020 [-0.045, +0.005], p = 0.25 |" in text
 
 
+def test_of_a_regression_the_difference_is_in_the_absolute_error():
+    runs = {
+        name: {
+            s: {"metrics": {"test_mae": 4.0 + shift * (1 + s), "test_loss": 0.3, "test_gmean": 2.0}}
+            for s in range(3)
+        }
+        for name, shift in (("plain", 0.0), ("nso", -0.1))
+    }
+    text = markdown_table(summarize("ages", [0, 1, 2], runs))
+    assert "| method | test MAE | MAE difference | test geometric mean | test loss |" in text
+    assert "-0.20 [-0.45, +0.05], p = 0.25 |" in text
+
+
 def test_a_study_without_known_metrics_lists_its_methods():
     summary = summarize("odd", [0, 1], {"plain": {0: {"metrics": {"x": 1.0}}}})
     assert "| plain |" in markdown_table(summary)

@@ -213,3 +213,12 @@ def test_a_run_is_not_overwritten_by_a_sweep(tmp_path):
     with pytest.raises(InputError, match="holds a run"):
         tune_sigma(recipe(), "nso", None, 1, out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_of_a_regression_the_table_has_the_absolute_error(tmp_path, in_process):
+    asked = Recipe.from_flat({"data": "diabetes", "epochs": 1, "measure": False})
+    found = tune_sigma(asked, "nso", [0.1], 1, out=tmp_path / "s")
+    table = (tmp_path / "s/table.md").read_text()
+    assert "validation MAE" in table
+    assert "accuracy" not in table
+    assert found["values"][0]["validation_mae"]["mean"] > 10

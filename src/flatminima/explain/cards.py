@@ -4,7 +4,7 @@ from flatminima.cards import Card
 
 CARDS: tuple[Card, ...] = (
     Card(
-        name="norm-grad",
+        name="normgrad",
         title="NormGrad",
         equation="map_u = |g_u| |x_u| at a layer, g_u = ds/dx_u; maps of layers multiplied",
         gradients="a gradient with respect to activations",

@@ -1,9 +1,12 @@
 """What is minimized: callables `(model, batch) -> loss`, one file per loss, target or penalty."""
 
 from flatminima.objectives.backward_correction import BackwardCorrection
+from flatminima.objectives.conr import ConR, ConRLoss
 from flatminima.objectives.cross_entropy import CrossEntropy, LabelSmoothing
+from flatminima.objectives.dual_t import DualT
 from flatminima.objectives.elr import ELR, ELRLoss
 from flatminima.objectives.elr_plus import ELRPlus
+from flatminima.objectives.features import Features, features_of
 from flatminima.objectives.given import Loss, OwnLoss, as_objective
 from flatminima.objectives.mixing import CutMix, Mixup
 from flatminima.objectives.penalties import GradientNorm, TracePenalty
@@ -19,10 +22,14 @@ __all__ = [
     "AbsoluteError",
     "BackwardCorrection",
     "Batch",
+    "ConR",
+    "ConRLoss",
     "CrossEntropy",
     "CutMix",
+    "DualT",
     "ELRLoss",
     "ELRPlus",
+    "Features",
     "GradientNorm",
     "LabelSmoothing",
     "LinearLoss",
@@ -37,6 +44,7 @@ __all__ = [
     "Supervised",
     "TracePenalty",
     "as_objective",
+    "features_of",
     "make_objective",
     "objective_card",
     "objective_cards",

@@ -26,9 +26,14 @@ def register(card: Card) -> Callable[[Class], Class]:
     return enter
 
 
+def registered() -> dict[str, tuple[Card, type[Any]]]:
+    """Card and class of each objective, by name."""
+    return {card.name: (card, cls) for card, cls in _OBJECTIVES.values()}
+
+
 def objective_cards() -> list[Card]:
     """The cards of all objectives."""
-    return list({card.name: card for card, _ in _OBJECTIVES.values()}.values())
+    return [card for card, _ in registered().values()]
 
 
 def objective_card(name: str) -> Card:

@@ -33,10 +33,16 @@ def register(*presets: Card) -> Callable[[Method], Method]:
     return enter
 
 
+def registered() -> dict[str, tuple[Card, type[Perturbed]]]:
+    """Card and class by name: plain training, the methods of noise, then those of sharpness."""
+    unique = {card.name: (card, cls) for card, cls in _METHODS.values()}
+    order = {"": 0, "sigma": 1}
+    return dict(sorted(unique.items(), key=lambda entry: order.get(entry[1][0].strength, 2)))
+
+
 def cards() -> list[Card]:
-    """The cards of all methods: plain training, those of noise, then those of sharpness."""
-    unique = {card.name: card for card, _ in _METHODS.values()}
-    return sorted(unique.values(), key=lambda card: {"": 0, "sigma": 1}.get(card.strength, 2))
+    """The cards of all methods, in the order of `registered`."""
+    return [card for card, _ in registered().values()]
 
 
 def card(name: str) -> Card:

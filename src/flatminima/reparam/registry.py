@@ -30,9 +30,14 @@ def register(card: Card) -> Callable[[Class], Class]:
     return enter
 
 
+def registered() -> dict[str, tuple[Card, type[Reparam]]]:
+    """Card and class of each reparametrization, by name."""
+    return {card.name: (card, cls) for card, cls in _REPARAMS.values()}
+
+
 def reparam_cards() -> list[Card]:
     """The cards of all reparametrizations."""
-    return list({card.name: card for card, _ in _REPARAMS.values()}.values())
+    return [card for card, _ in registered().values()]
 
 
 def check_reparam(name: str, **given: Any) -> type[Reparam]:

@@ -29,8 +29,17 @@ class Metric:
 
 METRICS = (
     Metric("test_accuracy", "test accuracy (%)", 100, 1),
+    Metric("test_mae", "test MAE", 1, -1),
+    Metric("test_error", "test error", 1, -1),
+    Metric("test_gmean", "test geometric mean of errors", 1, -1),
+    *(
+        Metric(f"test_{key}_{group}", f"test {words}, {group}-shot", 1, -1)
+        for key, words in (("mae", "MAE"), ("gmean", "geometric mean"))
+        for group in ("many", "medium", "few")
+    ),
     Metric("test_loss", "test loss", 1, -1),
     Metric("validation_accuracy", "validation accuracy (%)", 100, 1),
+    Metric("validation_mae", "validation MAE", 1, -1),
     Metric("train_loss", "training loss"),
     Metric("hessian_trace", "Hessian trace", 1, -1),
     Metric("top_eigenvalue", "top eigenvalue", 1, -1),
@@ -45,9 +54,19 @@ METRICS = (
 KNOWN = {metric.key: metric for metric in METRICS}
 
 
+JUDGES = (
+    "test_accuracy",
+    "test_mae",
+    "test_error",
+    "test_loss",
+    "validation_accuracy",
+    "validation_mae",
+)
+
+
 def judged_by(study: Study) -> Metric:
     """The metric a study is about."""
-    for key in ("test_accuracy", "test_loss", "validation_accuracy"):
+    for key in JUDGES:
         if key in study.values:
             return KNOWN[key]
     if "train_loss" in study.values:

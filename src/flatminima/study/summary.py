@@ -11,6 +11,9 @@ from flatminima.study.statistics import PairedDifference, mean_ci, paired
 
 METRICS = (
     "test_accuracy",
+    "test_mae",
+    "test_error",
+    "test_gmean",
     "test_loss",
     "hessian_trace",
     "top_eigenvalue",

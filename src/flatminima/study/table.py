@@ -15,12 +15,21 @@ if TYPE_CHECKING:
 
 _HEADERS = {
     "test_accuracy": "test accuracy (%)",
+    "test_mae": "test MAE",
+    "test_gmean": "test geometric mean",
+    "test_error": "test error",
     "test_loss": "test loss",
     "hessian_trace": "Hessian trace",
     "top_eigenvalue": "top eigenvalue",
     "perturbation_gap": "perturbation gap",
     "gradients": "gradients",
     "seconds_per_step": "ms per step",
+}
+_GAINS = {
+    "test_accuracy": "gain (points)",
+    "test_mae": "MAE difference",
+    "test_error": "error difference",
+    "test_loss": "loss difference",
 }
 _SCALES = {"test_accuracy": 100.0, "seconds_per_step": 1000.0}
 _MARK = "*"
@@ -110,13 +119,13 @@ def _cells(summary: Mapping[str, Any]) -> Cells:
     methods = summary["methods"]
     shown = [name for name in _HEADERS if any(name in metrics for metrics in methods.values())]
     # The gain is in what the study is about: accuracy where there is one.
-    gain = next((name for name in ("test_accuracy", "test_loss") if name in shown), None)
+    gain = next((name for name in _GAINS if name in shown), None)
     headers, columns = ["method"], [list(methods)]
     for metric in shown:
         headers.append(_HEADERS[metric])
         columns.append([_mean(metrics.get(metric), metric) for metrics in methods.values()])
         if metric == gain and len(methods) > 1:
-            headers.append("gain (points)" if gain == "test_accuracy" else "loss difference")
+            headers.append(_GAINS[gain])
             columns.append([_gain(summary, method, gain) for method in methods])
     rows = [list(row) for row in zip(*columns, strict=True)]
     return Cells(headers, rows, _notes(summary, gain))

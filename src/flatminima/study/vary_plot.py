@@ -13,6 +13,11 @@ MARKERS = "osD^Pv*"
 
 WORDS = {
     "test_accuracy": "test accuracy (%)",
+    "test_mae": "test MAE",
+    "test_error": "test error",
+    "test_nuclear_norm": "nuclear norm",
+    "validation_squared_gradient": "squared gradient of F",
+    "test_gmean": "test geometric mean of errors",
     "test_loss": "test loss",
     "gap_over_prediction": "gap / (σ²/2 Tr H)",
 }

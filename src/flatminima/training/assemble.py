@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from flatminima.errors import InputError, require
 from flatminima.measure import LiveTrace
 from flatminima.objectives import (
+    ConR,
     Objective,
     Remembering,
     Setting,
@@ -32,6 +33,7 @@ from flatminima.training.averaging import Average
 from flatminima.training.batches import batches_per_epoch
 from flatminima.training.brackets import parse_brackets
 from flatminima.training.checkpoint import BAKED, Checkpoint
+from flatminima.training.data.augment import views_of
 from flatminima.training.data.encode import encode
 from flatminima.training.data.examples import DataSet
 from flatminima.training.data.load import check_augmentation
@@ -60,8 +62,13 @@ from flatminima.training.tasks import Task, task_of
 from flatminima.training.threads import fitting_threads
 from flatminima.tuning import Knob, Knobs
 
-MIXABLE = {"mixup": ("image", "vector"), "cutmix": ("image",)}
-"""The kinds of data that some objectives are for."""
+MIXES = "mixes the numbers of two inputs"
+KINDS = {
+    "mixup": (("image", "vector"), MIXES),
+    "cutmix": (("image",), MIXES),
+    "conr": (("image", "vector"), "changes the numbers of inputs at random"),
+}
+"""The kinds of data that some objectives are for, and why."""
 
 
 @dataclass
@@ -149,6 +156,8 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
     # Only now: a schedule that starts at 0 would make the first step, and so all, look cheap.
     optimizer.schedule = strength_schedule(optimizer, recipe, total, per_epoch)
     minimized = objective(recipe, data)
+    if isinstance(minimized, ConR) and not prepared.built.encoding.flatten:
+        minimized.views = views_of(data, prepared.built.encoding)
     remembering = minimized if isinstance(minimized, Remembering) else None
     if remembering is not None:
         remembering.begin(Setting(len(data.train), data.outputs, total, per_epoch))
@@ -214,12 +223,15 @@ def objective(recipe: Recipe, data: DataSet) -> Objective:
             f"--objective {name} is a loss of {' or '.join(tasks)}, and "
             f"{data.name} is a task of {data.task}: take {' or '.join(fitting)}"
         )
-    kinds = MIXABLE.get(objective_card(name).name)
-    if kinds is not None and data.kind not in kinds:
+    kinds, why = KINDS.get(objective_card(name).name, ((data.kind,), ""))
+    if data.kind not in kinds:
         raise InputError(
-            f"--objective {name} mixes the numbers of two inputs, and {data.name} holds "
-            f"{data.kind}s: take another, such as label-smoothing"
+            f"--objective {name} {why}, and {data.name} holds {data.kind}s: take another, such as "
+            f"{'squared-error' if data.task == 'regression' else 'label-smoothing'}"
         )
+    if isinstance(found, ConR):
+        # Its window is in the unit of the labels, which the model sees standardized.
+        found = found.standardized(data.scale.deviation)
     return found
 
 

@@ -155,6 +155,7 @@ def _from_config(settings: dict[str, Any], name: str, data: DataSet) -> Built:
     except (ValueError, TypeError) as error:
         raise InputError(f"cannot build {name!r} for {data.kind}: {_first_line(error)}") from error
     model.config.architectures = [type(model).__name__]  # as from_pretrained sets it
+    _note_scale(model.config, data)
     return Built(model, encoding, "transformers", True, companions)
 
 
@@ -181,6 +182,7 @@ def _pretrained(name: str, data: DataSet, new_head: bool) -> Built:
     else:
         encoding = Encoding.from_image_processor(processor)
 
+    _note_scale(model.config, data)
     companions = _together(model.config.save_pretrained, processor.save_pretrained)
     return Built(model, encoding, "transformers", False, companions)
 
@@ -202,19 +204,28 @@ def _write_processor(size: int | None, folder: Path) -> None:
 
 def _check_head(name: str, config: Any, data: DataSet, new_head: bool) -> None:
     has_head = any("Classification" in part for part in config.architectures or [])
-    if has_head and config.num_labels != len(data.classes) and not new_head:
+    if has_head and config.num_labels != data.outputs and not new_head:
+        wanted = f"has {len(data.classes)}" if data.classes else "is a regression, of 1 output"
         raise InputError(
-            f"the model {name!r} has a head for {config.num_labels} classes, but {data.name} has "
-            f"{len(data.classes)}: pass --new-head to start a new one, or use data of its classes"
+            f"the model {name!r} has a head for {config.num_labels} classes, but {data.name} "
+            f"{wanted}: pass --new-head to start a new one, or use data of its classes"
         )
 
 
 def _labels(data: DataSet) -> dict[str, Any]:
-    """The class names as a config holds them."""
+    """The class names, or what takes their place, as a config holds them."""
+    if not data.classes:
+        return {"num_labels": 1, "problem_type": "regression"}
     return {
         "id2label": dict(enumerate(data.classes)),
         "label2id": {label: index for index, label in enumerate(data.classes)},
     }
+
+
+def _note_scale(config: Any, data: DataSet) -> None:
+    """Leave in the config what standardized labels are to be multiplied by, and what to add."""
+    if not data.classes:
+        config.label_mean, config.label_deviation = data.scale.mean, data.scale.deviation
 
 
 def _texts(data: DataSet) -> Iterator[str]:

@@ -142,7 +142,7 @@ def test_the_report_is_json_and_counts_everything(docs: DataSet) -> None:
 def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match=r"unknown data set 'digts': did you mean 'digits'\? .*"):
         load(DataSpec("digts"), 0)
-    assert {"digits", "glyphs", "pydocs"} <= set(SOURCES)
+    assert {"diabetes", "digits", "glyphs", "pydocs"} <= set(SOURCES)
 
 
 @pytest.mark.parametrize(

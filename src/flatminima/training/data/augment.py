@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from flatminima.errors import require
+from flatminima.training.data.encode import Encoding
+from flatminima.training.data.examples import DataSet
 
 
 def photo_augmentation(size: int) -> Any:
@@ -40,6 +45,36 @@ def jitter_augmentation() -> Any:
     """
     kornia = require("kornia.augmentation", "vision")
     return kornia.RandomAffine(degrees=10.0, translate=(0.1, 0.1), scale=(0.9, 1.1), p=1.0)
+
+
+def views_of(data: DataSet, encoding: Encoding) -> Callable[[Tensor], Tensor] | None:
+    """Random changes to a batch of encoded images, as the augmentation of their data set has them.
+
+    Args:
+        data: Its files are cropped and mirrored, its arrays turned and shifted a little.
+        encoding: Says how large images are.
+
+    Returns:
+        From images (n, c, h, w) to the same shape; None for what is no image.
+
+    Raises:
+        InputError: kornia is not installed.
+    """
+    if data.kind != "image":
+        return None
+    size = data.spec.image_size or encoding.size
+    if isinstance(data.train.inputs, np.ndarray) or size is None:
+        module = jitter_augmentation()
+    else:
+        module = photo_augmentation(size)
+
+    def views(images: Tensor) -> Tensor:
+        # Without autocast: kornia mixes the types of images and of the maps that it makes.
+        with torch.autocast(images.device.type, enabled=False):
+            changed: Tensor = module(images)
+        return changed
+
+    return views
 
 
 def augmented(module: Any, images: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from flatminima.training.data.numbers import Scale
 from flatminima.training.data.spec import DataSpec
 
 Kind = Literal["vector", "image", "text", "measurement"]
@@ -94,11 +95,13 @@ class DataSet:
         validation: To choose by; empty where the validation fraction is 0.
         test: To report on.
         source: The task to pretrain on, if the data set brings one (same classes and shapes).
-        clean_targets: The targets of `train` before label noise, shape (len(train),).
+        clean_targets: The targets of `train` before label noise, shape (len(train),); numbers in
+            their own unit.
         report: What was read, kept and changed, in JSON values.
         spec: What the user asked for.
         task: The name of the task that it is.
         domains: Names of the domains, where the examples are of several.
+        scale: What the targets of all parts were standardized by, where they are numbers.
     """
 
     name: str
@@ -113,6 +116,7 @@ class DataSet:
     spec: DataSpec
     task: str = "classification"
     domains: tuple[str, ...] = ()
+    scale: Scale = field(default_factory=Scale)
 
     @property
     def outputs(self) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flatminima.errors import InputError
 from flatminima.progress import Progress
@@ -14,7 +15,8 @@ from flatminima.training.data.columns import Columns
 from flatminima.training.data.examples import Examples, Inputs, Raw
 from flatminima.training.data.images import sound
 from flatminima.training.data.labels import check_left, encode_labels
-from flatminima.training.data.spec import OnBadFile
+from flatminima.training.data.numbers import read_numbers
+from flatminima.training.data.spec import OnBadFile, Task
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -30,6 +32,7 @@ def assemble(
     on_bad_file: OnBadFile,
     progress: Progress,
     label_names: Sequence[str] | None = None,
+    task: Task | None = None,
 ) -> Raw:
     """Check the cells of the chosen columns and make examples of the rows.
 
@@ -42,6 +45,7 @@ def assemble(
         on_bad_file: "stop" at images that cannot be read, or "skip" them.
         progress: Called after each image checked.
         label_names: Names of the classes 0 to K-1, where the source declares them.
+        task: What the labels are; classes where it is None.
 
     Raises:
         InputError: a split has no rows or lacks a column, a cell is missing or of the wrong kind,
@@ -49,9 +53,13 @@ def assemble(
     """
     for split, frame in frames.items():
         _check_shape(frame, columns, where[split])
-    classes, targets = encode_labels(
-        {split: cells(frame, columns.label) for split, frame in frames.items()}, where, label_names
-    )
+    labels = {split: cells(frame, columns.label) for split, frame in frames.items()}
+    classes: tuple[str, ...] = ()
+    targets: Mapping[str, NDArray[Any]]
+    if task == "regression":
+        targets = read_numbers(labels, where, label_names)
+    else:
+        classes, targets = encode_labels(labels, where, label_names)
     splits, skipped = {}, []
     for split, frame in frames.items():
         if columns.kind == "vector":
@@ -63,13 +71,20 @@ def assemble(
             good, bad = sound(images, names, on_bad_file, progress)
             skipped += bad
             splits[split] = Examples(images, targets[split]).take(good)
-            if split == "train":
+            if split == "train" and classes:
                 check_left(classes, targets[split], targets[split][good])
     details: dict[str, Any] = {
         "columns": {"inputs": list(columns.inputs), "label": columns.label},
         "skipped": skipped,
     }
-    return Raw(name=name, kind=columns.kind, classes=classes, splits=splits, details=details)
+    return Raw(
+        name=name,
+        kind=columns.kind,
+        classes=classes,
+        splits=splits,
+        details=details,
+        task=task or "classification",
+    )
 
 
 def cells(frame: DataFrame, column: str) -> list[object]:

@@ -63,6 +63,7 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
         on_bad_file=spec.on_bad_file,
         progress=progress,
         label_names=label_names,
+        task=spec.task,
     )
     raw.details.update(unused_splits=unused, splits_without_labels=hidden)
     return raw

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flatminima.errors import InputError
 from flatminima.training.data.examples import Targets
@@ -70,7 +72,7 @@ def check_several(classes: Sequence[str], where: str) -> None:
         raise InputError(f"{where} has {found}: a classification task needs at least two")
 
 
-def check_left(classes: Sequence[str], before: Targets, after: Targets) -> None:
+def check_left(classes: Sequence[str], before: NDArray[Any], after: NDArray[Any]) -> None:
     """Refuse to go on without a class whose every training image was skipped.
 
     Raises:
@@ -96,8 +98,9 @@ def _label(value: object, row: int, where: str) -> Label:
         if value.is_integer():
             return int(value)
         raise InputError(
-            f"the label in {place} is {value}, which is not a class: give whole numbers or names "
-            "(regression is not supported), or choose another column (--label-column)"
+            f"the label in {place} is {value}, which is not a class: to predict numbers say "
+            "--task regression; or give whole numbers or names, or choose another column "
+            "(--label-column)"
         )
     if isinstance(value, str):
         if not value.strip():

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flatminima.errors import InputError, unknown
 from flatminima.progress import Progress, silent
 from flatminima.training.data import (
     cosines,
+    diabetes,
     digits,
     folder,
     glyphs,
@@ -23,6 +26,7 @@ from flatminima.training.data import (
 )
 from flatminima.training.data.examples import DataSet, Examples, Raw, Targets, fingerprint
 from flatminima.training.data.label_noise import add_label_noise
+from flatminima.training.data.numbers import Scale
 from flatminima.training.data.spec import DataSpec
 from flatminima.training.data.splits import cut, subsample
 from flatminima.training.data.streams import stream
@@ -32,6 +36,7 @@ Source: TypeAlias = Callable[[DataSpec, int, Progress], Raw]
 
 SOURCES: dict[str, Source] = {
     "cosines": cosines.load,
+    "diabetes": diabetes.load,
     "digits": digits.load,
     "glyphs": glyphs.load,
     "matrix-sensing": matrix_sensing.load,
@@ -49,7 +54,7 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
     each with its share of every class; then the training set is cut down to `train_size`; then
     label noise changes training labels, and no others. Every choice has its own stream of random
     numbers, so the test set of a seed is the same for every `train_size` and `label_noise`.
-    Features of tables are standardized by the training examples.
+    Features of tables, and labels that are numbers, are standardized by the training examples.
 
     Args:
         spec: What the user asked for.
@@ -63,6 +68,11 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
     stream(seed, "check")
     raw = find_source(spec.data)(spec, seed, progress or silent)
     check_augmentation(spec.augment, raw)
+    if spec.task not in (None, raw.task):
+        raise InputError(
+            f"--task {spec.task} does not fit {raw.name}, whose labels are for {raw.task}: leave "
+            "it out, or give a table with the labels that you mean"
+        )
     splits, origins = _divide(raw, spec, seed)
     train, validation, test = splits["train"], splits["validation"], splits["test"]
     if spec.train_size is not None:
@@ -76,24 +86,36 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
             f"--label-noise draws classes anew, and {raw.name} is a task of {raw.task}: "
             "leave it out"
         )
-    noisy, noise = add_label_noise(
+    targets: NDArray[Any]
+    targets, noise = add_label_noise(
         train.targets, rate, max(1, len(raw.classes)), stream(seed, "label_noise")
     )
     counted = {"train": train, "validation": validation, "test": test}
+    scale = Scale.of(targets) if raw.task == "regression" else None
+    report = _report(raw, counted, origins, seed, noise)
+    if scale is not None:
+        report["labels_standardized_by"] = {"mean": scale.mean, "deviation": scale.deviation}
+        targets = scale.standardized(targets)
+        validation, test = (_on(scale, part) for part in (validation, test))
     return DataSet(
         name=raw.name,
         kind=raw.kind,
         classes=raw.classes,
-        train=Examples(train.inputs, noisy, train.domains),
+        train=Examples(train.inputs, targets, train.domains),
         validation=validation,
         test=test,
         source=raw.source,
         clean_targets=train.targets,
-        report=_report(raw, counted, origins, seed, noise),
+        report=report,
         spec=spec,
         task=raw.task,
         domains=raw.domains,
+        scale=scale or Scale(),
     )
+
+
+def _on(scale: Scale, examples: Examples) -> Examples:
+    return replace(examples, targets=scale.standardized(examples.targets))
 
 
 def check_augmentation(augment: str, data: Raw | DataSet) -> None:

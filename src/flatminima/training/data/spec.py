@@ -13,6 +13,7 @@ from flatminima.errors import InputError, unknown
 
 OnBadFile = Literal["stop", "skip"]
 Augment = Literal["none", "standard"]
+Task = Literal["classification", "regression"]
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,16 @@ class DataSpec:
     """Which data to train on, and how it is divided, corrupted and augmented.
 
     Attributes:
-        data: A built-in name ("digits", "glyphs", "pydocs"), a path (a folder of images with one
-            sub-folder per class; a .csv, .tsv, .jsonl or .parquet file; a folder with train.csv,
-            test.csv, ...; a copy written by `datasets.save_to_disk`), or a Hugging Face id,
-            `owner/name` or `owner/name:configuration`.
+        data: A built-in name ("diabetes", "digits", "glyphs", "pydocs"), a path (a folder of images
+            with one sub-folder per class; a .csv, .tsv, .jsonl or .parquet file; a folder with
+            train.csv, test.csv, ...; a copy written by `datasets.save_to_disk`), or a Hugging Face
+            id, `owner/name` or `owner/name:configuration`.
+        task: What the labels are: classes, or numbers to be predicted. None: as the data set has
+            it; the labels of tables and of the Hub are classes unless this says otherwise.
+        label_bin: Width of the bins that the labels of a regression are counted in, in their unit.
+            None: a hundredth of the range of the training labels.
+        few_shot: A label is few-shot where its bin has fewer training labels than this.
+        many_shot: A label is many-shot where its bin has more training labels than this.
         text_column: The column with the text; two columns, `first,second`, make pairs of texts.
         label_column: The column with the label.
         image_column: The column with the path of the image, relative to the table.
@@ -49,6 +56,25 @@ class DataSpec:
             "help": "digits, glyphs or pydocs (built in), path of a file or folder, or Hugging "
             "Face id (owner/name)"
         },
+    )
+    task: Task | None = field(
+        default=None,
+        metadata={"help": "what labels are: classes, or numbers (default: as the data have it)"},
+    )
+    label_bin: float | None = field(
+        default=None,
+        metadata={
+            "help": "regression: width of the bins that labels are counted in, for the scores by "
+            "shot group (default: a hundredth of their range)"
+        },
+    )
+    few_shot: int = field(
+        default=20,
+        metadata={"help": "regression: bins with fewer training labels than this are few-shot"},
+    )
+    many_shot: int = field(
+        default=100,
+        metadata={"help": "regression: bins with more training labels than this are many-shot"},
     )
     text_column: str | None = field(
         default=None,
@@ -114,6 +140,14 @@ class DataSpec:
             _check_fraction("validation_fraction", self.validation_fraction, below_one=True)
         if self.label_noise is not None:
             _check_fraction("label_noise", self.label_noise)
+        _check_whole("few_shot", self.few_shot, least=0)
+        _check_whole("many_shot", self.many_shot, least=self.few_shot)
+        if self.label_bin is not None and not 0 < self.label_bin < math.inf:
+            raise InputError(
+                f"label_bin is {self.label_bin!r}: give a finite width above 0 (--label-bin)"
+            )
+        if self.task is not None and self.task not in get_args(Task):
+            raise unknown("value of --task", self.task, get_args(Task))
         for name, known in (("on_bad_file", OnBadFile), ("augment", Augment)):
             if getattr(self, name) not in get_args(known):
                 raise unknown(f"value of {_flag(name)}", getattr(self, name), get_args(known))

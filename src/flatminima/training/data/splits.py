@@ -45,6 +45,27 @@ def allocate(
     return taken
 
 
+GROUPS = 10
+"""Groups of labels that are numbers, at most, each of which a choice takes its share of."""
+
+
+def strata(targets: NDArray[Any], size: int, classes: Sequence[str]) -> Targets:
+    """The groups of which a choice of `size` takes its share: classes; of numbers, tenths by rank.
+
+    Args:
+        targets: Class indices, or numbers where there are no classes; shape (n,).
+        size: How many are to be chosen.
+        classes: Names of the classes; empty for numbers.
+    """
+    if classes:
+        return targets
+    samples = len(targets)
+    groups = max(1, min(GROUPS, size, samples - size, samples // 2))
+    ranks = np.empty(samples, dtype=np.int64)
+    ranks[np.argsort(targets, kind="stable")] = np.arange(samples)
+    return ranks * groups // max(samples, 1)
+
+
 def pick(
     targets: Targets, size: int, classes: Sequence[str], rng: np.random.Generator, *, spare: int
 ) -> Indices:
@@ -65,10 +86,17 @@ def pick(
     """
     present, counts = np.unique(targets, return_counts=True)
     for label, count in zip(present, counts, strict=True):
+        if count < 1 + spare and not classes:
+            raise InputError(
+                f"{count} samples are too few to be split: add samples, or bring the split yourself"
+            )
         if count < 1 + spare:
+            numbers = all(name.removeprefix("-").isdecimal() for name in classes)
+            hint = "; if the labels are numbers to predict, say --task regression"
             raise InputError(
                 f"class {classes[label]!r} has too few samples ({count}) to be split: it needs at "
                 f"least {1 + spare}; add samples, remove the class, or bring the split yourself"
+                f"{hint if numbers else ''}"
             )
     most = counts - spare
     size = int(np.clip(size, len(present), most.sum()))
@@ -80,11 +108,12 @@ def pick(
 
 
 def cut(
-    targets: Targets, fraction: float, classes: Sequence[str], rng: np.random.Generator
+    targets: NDArray[Any], fraction: float, classes: Sequence[str], rng: np.random.Generator
 ) -> tuple[Indices, Indices]:
     """Divide the examples into (rest, part), the part holding about `fraction` of every class.
 
-    Each class keeps at least one example on both sides.
+    Each class keeps at least one example on both sides. Of targets that are numbers (no classes)
+    each tenth by rank has its share.
 
     Returns:
         Two sorted, disjoint arrays of indices that together are all of them.
@@ -92,20 +121,21 @@ def cut(
     Raises:
         InputError: a class has fewer than two examples.
     """
-    part = pick(targets, round(fraction * len(targets)), classes, rng, spare=1)
+    size = round(fraction * len(targets))
+    part = pick(strata(targets, size, classes), size, classes, rng, spare=1)
     rest = np.setdiff1d(np.arange(len(targets)), part)
     return rest, part
 
 
 def subsample(
-    targets: Targets, size: int, classes: Sequence[str], rng: np.random.Generator
+    targets: NDArray[Any], size: int, classes: Sequence[str], rng: np.random.Generator
 ) -> Indices:
     """Choose exactly `size` training examples, each class in its proportion and at least once.
 
     Raises:
         InputError: there are fewer than `size` examples, or more classes than `size`.
     """
-    present = len(np.unique(targets))
+    present = len(np.unique(targets)) if classes else 1
     if size > len(targets):
         raise InputError(
             f"train_size is {size}, but there are only {len(targets)} training examples: "
@@ -116,4 +146,4 @@ def subsample(
             f"train_size is {size}, but there are {present} classes: "
             "give at least one example per class (--train-size)"
         )
-    return pick(targets, size, classes, rng, spare=0)
+    return pick(strata(targets, size, classes), size, classes, rng, spare=0)

@@ -48,6 +48,7 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
         folder=files["train"].parent,
         on_bad_file=spec.on_bad_file,
         progress=progress,
+        task=spec.task,
     )
 
 

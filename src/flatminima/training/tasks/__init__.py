@@ -5,16 +5,17 @@ from flatminima.training.tasks.classification import Classification
 from flatminima.training.tasks.cosines import CosineSum
 from flatminima.training.tasks.matrix_sensing import MatrixSensing
 from flatminima.training.tasks.regression import Regression
+from flatminima.training.tasks.shots import Shots
 from flatminima.training.tasks.task import Saw, Task, evaluating
 
-TASKS: dict[str, Task] = {
-    task.name: task for task in (Classification(), Regression(), MatrixSensing(), CosineSum())
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Classification, Regression, MatrixSensing, CosineSum)
 }
 
 
 def task_of(data: DataSet) -> Task:
     """The task that a data set is for."""
-    return TASKS[data.task]
+    return TASKS[data.task].of(data)
 
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "MatrixSensing",
     "Regression",
     "Saw",
+    "Shots",
     "Task",
     "evaluating",
     "task_of",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flatminima.objectives import Objective, Supervised
+from flatminima.training.data.examples import DataSet
 
 Saw = Callable[[Tensor], None]
 
@@ -20,7 +21,7 @@ class Task:
     Attributes:
         name: As data sets and cards of objectives call it.
         objective: The objective that is minimized where the recipe names none.
-        metrics: What `score` gives, the same names for each data set.
+        metrics: What `score` gives, the same names for each part of a data set.
         goal: The metric that a best checkpoint is chosen by.
         higher_is_better: Of the goal.
         loss: What is tested and measured, whatever was minimized: the mean over samples.
@@ -28,10 +29,15 @@ class Task:
 
     name: ClassVar[str]
     objective: ClassVar[str]
-    metrics: ClassVar[tuple[str, ...]]
+    metrics: tuple[str, ...]
     goal: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     loss: Objective = Supervised()
+
+    @classmethod
+    def of(cls, data: DataSet) -> Task:
+        """The task as a data set has it."""
+        return cls()
 
     def score(
         self,

@@ -1,0 +1,160 @@
+"""The list of methods, docs/methods.md, and each one's page, docs/methods/NAME.md, from the cards.
+
+A page that somebody wrote gets its card under its title; of a method without one the page is its
+card, how to ask for it, and what its class says of itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import flatminima
+from flatminima import explain, models, optim, tuning
+from flatminima.cards import Card
+from flatminima.objectives.registry import registered as objectives
+from flatminima.perturb.cards import registered as methods
+from flatminima.reparam.registry import registered as reparams
+
+PAGES = Path(__file__).parents[1] / "docs/methods"
+TITLES = {
+    "perturb": "Method, where the gradient is taken",
+    "objective": "Objective, what is minimized",
+    "reparam": "Reparametrization, which weights are free",
+    "optimizer": "Optimizer, how the weights move",
+    "tuner": "Tuner, who sets the knobs",
+    "model": "Model",
+    "explain": "Explanation",
+}
+EQUATIONS = {"perturb": "Gradient", "objective": "Loss", "optimizer": "Step"}
+FLAGS = {"perturb": "--perturb", "objective": "--objective", "reparam": "--reparam"}
+
+
+def described() -> dict[str, tuple[Card, type | None]]:
+    """Every card by its name, with the class that registered it where there is one."""
+    found: dict[str, tuple[Card, type | None]] = {
+        **methods(),
+        **objectives(),
+        **reparams(),
+    }
+    for room in (optim, tuning, models, explain):
+        for card in room.CARDS:
+            called = "".join(word.capitalize() for word in card.name.split("-"))
+            found[card.name] = card, getattr(room, called, None)
+    return found
+
+
+def tables() -> dict[str, str]:
+    """The table of each slot."""
+    of_slot: dict[str, list[Card]] = {slot: [] for slot in TITLES}
+    for card, _ in described().values():
+        of_slot[card.slot].append(card)
+    return {slot: _table(cards) for slot, cards in of_slot.items()}
+
+
+def _table(cards: Iterable[Card]) -> str:
+    lines = ["| name | what it is | cost | knob | source |", "| :-- | :-- | :-- | :-- | :-- |"]
+    for card in cards:
+        link = f"[`{card.name}`](methods/{card.name}.md)"
+        lines.append(f"| {link} | {card.title} | {cost(card)} | {start(card)} | {card.source} |")
+    return "\n".join([*lines, ""])
+
+
+def cost(card: Card) -> str:
+    """What it costs, in words."""
+    if card.slot == "perturb":
+        return f"{card.gradients} gradients a step; {card.buffers} weight-sized buffers"
+    if card.slot == "objective":
+        return f"{card.gradients} gradients a pass; memory: {card.buffers}"
+    if card.slot == "reparam":
+        return f"no gradient; {card.buffers} weight-sized buffers"
+    return f"{card.gradients}; memory: {card.buffers}" if card.buffers else card.gradients
+
+
+def start(card: Card) -> str:
+    """Where to start with its knob, which the suggestion may name itself."""
+    named = not card.strength or card.suggested.startswith(f"{card.strength} ")
+    return card.suggested if named else f"{card.strength} {card.suggested}"
+
+
+def card_lines(card: Card) -> str:
+    """The card as a list."""
+    rows = {
+        TITLES[card.slot].partition(",")[0]: f"`{card.name}`",
+        EQUATIONS.get(card.slot, "What it does"): f"`{card.equation}`",
+        "Cost": cost(card),
+        "Base optimizer": f"`{card.base}` only" if card.base else "",
+        "Start with": start(card),
+        "Also called": ", ".join(f"`{alias}`" for alias in card.aliases),
+        "Options fixed": ", ".join(f"`{k}={v!r}`" for k, v in (card.preset or {}).items()),
+        "Source": card.source,
+    }
+    return "\n".join(f"- {name}: {text}" for name, text in rows.items() if text)
+
+
+def page(name: str) -> str:
+    """The page of a method."""
+    card, cls = described()[name]
+    block = f"<!-- card: by `make readme` -->\n{card_lines(card)}\n<!-- end of card -->"
+    file = PAGES / f"{name}.md"
+    written = file.read_text() if file.is_file() else ""
+    if written and "<!-- written from the code -->" not in written:
+        if "<!-- card: " in written:
+            return re.sub(
+                r"<!-- card: .*?<!-- end of card -->", lambda _: block, written, flags=re.DOTALL
+            )
+        title, _, rest = written.partition("\n")
+        return f"{title}\n\n{block}\n{rest}"
+    assert cls is not None, f"{name} has no page, and no class to write one from"
+    about = inspect.cleandoc(cls.__doc__ or "")
+    parts = [
+        f"# {card.title}\n\n{block}\n",
+        _asked(card, cls),
+        f"In Python `{_place(cls)}`, which says of itself:\n",
+        f"```text\n{about}\n```\n",
+        "<!-- written from the code -->\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _asked(card: Card, cls: type) -> str:
+    """How the command line is asked for it; "" where it is not."""
+    if card.slot not in FLAGS:
+        return ""
+    asked = card.name
+    if card.strength and card.slot != "perturb":
+        parameter = inspect.signature(cls).parameters[card.strength]
+        if parameter.default is parameter.empty:
+            asked = f"'{card.name}({card.strength}=...)'"
+    return f"```bash\nflatminima finetune {FLAGS[card.slot]} {asked}\n```\n"
+
+
+def _place(cls: type) -> str:
+    """Where a user imports it from."""
+    if cls.__name__ in flatminima.__all__:
+        return f"flatminima.{cls.__name__}"
+    return f"{'.'.join(cls.__module__.split('.')[:2])}.{cls.__name__}"
+
+
+def stale() -> list[str]:
+    """Pages that are not what the cards and classes say, or whose method there is none of."""
+    wrong = [
+        name
+        for name in described()
+        if not (file := PAGES / f"{name}.md").is_file() or file.read_text() != page(name)
+    ]
+    results = PAGES.parent / "results"
+    return wrong + [
+        file.stem
+        for file in sorted(PAGES.glob("*.md"))
+        if file.stem not in described() and not (results / f"system-{file.stem}.json").is_file()
+    ]
+
+
+def write() -> None:
+    """Write all pages."""
+    for name in described():
+        text = page(name)
+        (PAGES / f"{name}.md").write_text(text)

@@ -1,0 +1,372 @@
+"""Wide and deep networks, and their limits, as scikit-learn classifiers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from flatminima.errors import InputError, unknown
+from flatminima.models.arguments import number, whole
+from flatminima.models.wide_and_deep.activations import DualActivation, optimal_activation
+from flatminima.models.wide_and_deep.chunks import Chunks, intrinsic_dimension, nearest_two
+from flatminima.models.wide_and_deep.kernels import (
+    Kind,
+    log_kernel,
+    log_singular,
+    sufficient_depth,
+)
+from flatminima.models.wide_and_deep.solving import solve
+from flatminima.progress import Progress, silent
+
+KINDS = ("nngp", "ntk", "limit")
+SOLVERS = ("cholesky", "cg")
+NAMED = {"erf": DualActivation.erf, "relu": DualActivation.relu}
+
+SLOW_SERIES = 0.1
+"""The part of B that a series may leave out: more, and near inputs part too slowly."""
+
+Floats = NDArray[np.float64]
+
+
+class _KernelVote(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Scores are weighted means over training samples; what the two classifiers share."""
+
+    classes_: NDArray[Any]
+    points_: Floats
+    coefficients_: Floats
+    chunk: int | None
+    max_bytes: int | None
+    device: str | None
+    progress: Progress | None
+
+    def decision_function(self, X: ArrayLike) -> Floats:
+        """Weighted means of the coefficients: shape (n, classes), with two classes (n,).
+
+        Weights are the kernel over its sum in the row, which changes no prediction and keeps what
+        depth makes too small for a float. With two classes it is the second's score minus the
+        first's.
+        """
+        scores = self._scores(X)
+        found: Floats = scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+        return found
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Labels, shape (n,); the first of classes that tie."""
+        index = self._scores(X).argmax(1)
+        found: NDArray[Any] = self.classes_[index]
+        return found
+
+    def _labels(self, y: NDArray[Any]) -> Floats:
+        """One-hot labels, their classes noted."""
+        check_classification_targets(y)
+        self.classes_, index = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise InputError(
+                f"y has one class only, {self.classes_[0]!r}: a classifier needs two or more"
+            )
+        found: Floats = np.eye(len(self.classes_))[index]
+        return found
+
+    def _chunks(self) -> Chunks:
+        return Chunks.of(self.device, self.max_bytes, self.chunk)
+
+    def _scores(self, X: ArrayLike) -> Floats:
+        check_is_fitted(self)
+        chunks, progress = self._chunks(), self.progress or silent
+        inputs = validate_data(self, X, dtype=np.float64, reset=False)
+        left, right = (
+            torch.from_numpy(part).to(chunks.device)
+            for part in (self._points(inputs), self.points_)
+        )
+        coefficients = torch.from_numpy(self.coefficients_).to(chunks.device)
+        found = left.new_empty(len(left), coefficients.shape[1])
+        for rows, distances in chunks.distances(left, right, "predicting", progress):
+            found[rows] = _shares(self._log_weights(distances)) @ coefficients
+        scores: Floats = found.cpu().numpy()
+        return scores
+
+    def _points(self, X: Floats) -> Floats:
+        """Where inputs are compared."""
+        raise NotImplementedError
+
+    def _log_weights(self, distances: Tensor) -> Tensor:
+        """log of the weights of training samples at these distances; inf for all there is."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What shows progress is often a closure, which cannot be pickled.
+        return {**super().__getstate__(), "progress": None}
+
+
+class DeepKernelClassifier(_KernelVote):
+    r"""The classifier that an infinitely wide fully connected network of some depth is.
+
+    $\mathrm{sign}(k_L(x, X) K_L(X, X)^{-1} y)$, without ridge, the labels one-hot, the largest
+    score wins. `kind="limit"` is that of infinite depth, by its closed form: the nearest
+    neighbour, the majority, or $\sum_i y_i \psi(x, x_i)$ with a singular kernel; which one is
+    `limit_`. Inputs live on the part of a sphere without negative coordinates.
+
+    Training inputs that are alike count once, with their labels' mean (the limits count each).
+    Costs n^2 d + n^2 L for the kernel and n^3 / 3 for its factor; a prediction n (d + L).
+
+    Source: Radhakrishnan, Belkin, Uhler, Wide and Deep Neural Networks Achieve Optimality for
+    Classification, 2022, arXiv 2204.14126. `lift`, conjugate gradients, the estimate of the
+    dimension and computing in logarithms are ours.
+
+    Args:
+        activation: "optimal", whose limit is Bayes-consistent; "erf", "relu", or a
+            `DualActivation`.
+        dimension: Of the data on the sphere, for "optimal"; None estimates it from nearest
+            neighbours and rounds.
+        depth: L, the number of hidden layers.
+        kind: "nngp", the last layer trained; "ntk", all layers, which needs far more of them to
+            be near the limit; or "limit".
+        lift: Append a 1 to each row before it is brought to length 1, so that lengths are not
+            lost. Without it only directions count.
+        solver: "cholesky", or "cg" for kernels larger than memory: conjugate gradients, the
+            kernel computed anew in each iteration.
+        chunk: Rows of a kernel that are computed at once; None takes what fits.
+        max_bytes: What kernels may take; None is half of what is free.
+        device: As torch names it; None is a GPU if there is one.
+        progress: Called as `(stage, done, total)` after each chunk; left out of pickles.
+
+    Attributes:
+        classes_: The labels.
+        activation_: The dual activation.
+        limit_: What it becomes with depth, a `Limit`.
+        dimension_: That given or estimated; None where it plays no part.
+        sufficient_depth_: A depth at which a singular limit is near; None of other limits, and
+            where no depth is used.
+        points_: Training inputs on the sphere; coefficients_: of each, and class.
+
+    Example:
+        >>> from sklearn.datasets import load_iris
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = DeepKernelClassifier(dimension=2).fit(X, y)
+        >>> model.limit_
+        Limit(kind='singular', alpha=2.0)
+    """
+
+    def __init__(
+        self,
+        activation: Literal["optimal", "erf", "relu"] | DualActivation = "optimal",
+        dimension: int | None = None,
+        depth: int = 60,
+        kind: Literal["nngp", "ntk", "limit"] = "nngp",
+        lift: bool = True,
+        solver: Literal["cholesky", "cg"] = "cholesky",
+        chunk: int | None = None,
+        max_bytes: int | None = None,
+        device: str | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.activation = activation
+        self.dimension = dimension
+        self.depth = depth
+        self.kind = kind
+        self.lift = lift
+        self.solver = solver
+        self.chunk = chunk
+        self.max_bytes = max_bytes
+        self.device = device
+        self.progress = progress
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> DeepKernelClassifier:
+        """Interpolate the labels; the limits only remember them.
+
+        Args:
+            X: Shape (n, d), finite and not negative; computed in float64.
+            y: Shape (n,), labels of two classes or more.
+
+        Raises:
+            InputError: one class only; negative inputs; an argument out of its range; an
+                activation without a limit; a kernel that does not fit (said before it is
+                computed, with the chunk that does) or that is singular.
+        """
+        depth = whole("depth", self.depth, 1)
+        for name, value, known in (("kind", self.kind, KINDS), ("solver", self.solver, SOLVERS)):
+            if value not in known:
+                raise unknown(name, value, known)
+        inputs, labels = validate_data(self, X, y, dtype=np.float64)
+        targets, points = self._labels(labels), self._points(inputs)
+        chunks, progress = self._chunks(), self.progress or silent
+        apart, group, times = np.unique(points, axis=0, return_inverse=True, return_counts=True)
+        means = np.zeros((len(apart), targets.shape[1]))
+        np.add.at(means, group.reshape(-1), targets)
+        means /= times[:, None]
+        interpolates = self.kind != "limit"
+        chunks.size(len(apart) if interpolates else len(points))
+        if interpolates and self.solver == "cholesky":
+            chunks.refuse_matrix(len(apart))
+        different = torch.from_numpy(apart).to(chunks.device)
+        estimates = isinstance(self.activation, str) and self.activation == "optimal"
+        estimates = estimates and self.dimension is None
+        nearest = None
+        if len(apart) > 2 and (interpolates or estimates):
+            nearest = nearest_two(different, chunks, progress)
+        self.activation_, self.dimension_ = self._activation(nearest)
+        self.limit_ = self.activation_.taxonomy()
+        self._refuse_slow_series()
+        self.sufficient_depth_ = None
+        if interpolates and self.limit_.kind == "singular" and nearest is not None:
+            gap = 0.5 * float(nearest[0].min()) ** 2
+            self.sufficient_depth_ = sufficient_depth(self.activation_, gap, len(apart))
+        self.points_, self.coefficients_ = points, targets
+        if interpolates:
+            found = solve(
+                self.solver,
+                different,
+                torch.from_numpy(means).to(chunks.device),
+                self._kernel,
+                chunks,
+                progress,
+                depth=depth,
+                enough=self.sufficient_depth_,
+            )
+            self.points_, self.coefficients_ = apart, found.cpu().numpy()
+        return self
+
+    def _activation(
+        self, nearest: tuple[Tensor, Tensor] | None
+    ) -> tuple[DualActivation, int | None]:
+        if isinstance(self.activation, DualActivation):
+            return self.activation, None
+        if self.activation in NAMED:
+            return NAMED[self.activation](), None
+        if self.activation != "optimal":
+            raise unknown("activation", self.activation, ["optimal", *NAMED])
+        if self.dimension is not None:
+            return optimal_activation(self.dimension), self.dimension
+        estimate = 1.0 if nearest is None else intrinsic_dimension(*nearest)
+        dimension = max(1, round(estimate))
+        return optimal_activation(dimension), dimension
+
+    def _refuse_slow_series(self) -> None:
+        found = self.activation_
+        kept = float(found.derivative(torch.ones((), dtype=torch.float64)))
+        if kept < (1 - SLOW_SERIES) * found.slope_at_one:
+            raise InputError(
+                f"the activation's Hermite series of degree {len(found.squares) - 1} has "
+                f"B = {kept:.3g}, and E[phi'^2] is {found.slope_at_one:.3g}: give "
+                "DualActivation.from_function a higher degree"
+            )
+
+    def _points(self, X: Floats) -> Floats:
+        if (X < 0).any():
+            raise InputError(
+                "Negative values in data: kernels of deep networks take inputs without them; "
+                "scale with MinMaxScaler(clip=True)"
+            )
+        if self.lift:
+            X = np.hstack([X, np.ones((len(X), 1))])
+        # By the largest first, so that squares neither overflow nor vanish.
+        largest = X.max(1, keepdims=True)
+        if (largest == 0).any():
+            raise InputError(
+                f"row {int((largest == 0).argmax())} of the inputs is all 0 and has no direction: "
+                "take lift=True"
+            )
+        X = X / largest
+        found: Floats = X / np.linalg.norm(X, axis=1, keepdims=True)
+        return found
+
+    def _kernel(self, gaps: Tensor) -> Tensor:
+        kind: Kind = "ntk" if self.kind == "ntk" else "nngp"
+        return log_kernel(gaps, self.activation_, self.depth, kind).exp_()
+
+    def _log_weights(self, distances: Tensor) -> Tensor:
+        gaps = distances.square_().mul_(0.5).clamp_(max=1)
+        if self.kind != "limit":
+            kind: Kind = "ntk" if self.kind == "ntk" else "nngp"
+            return log_kernel(gaps, self.activation_, self.depth, kind)
+        if self.limit_.kind == "singular":
+            return log_singular(gaps, self.activation_)
+        if self.limit_.kind == "majority":
+            return torch.zeros_like(gaps)
+        return torch.where(gaps == gaps.amin(1, keepdim=True), 0.0, -math.inf)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.positive_only = True
+        return tags
+
+
+class HilbertKernelClassifier(_KernelVote):
+    r"""A vote with weights $|x - x_i|^{-d}$: Bayes-consistent, and interpolates.
+
+    What the optimal activation's network is like in the limit, in plain Euclidean space: there is
+    nothing to choose but the distance's units. Costs n d a prediction, and nothing to fit.
+
+    Source: Devroye, Gyorfi, Krzyzak, The Hilbert Kernel Regression Estimate, 1998, Journal of
+    Multivariate Analysis 65.
+
+    Args:
+        dimension: d, above 0; None is the number of features.
+        chunk: Rows of a kernel that are computed at once; None takes what fits.
+        max_bytes: What kernels may take; None is half of what is free.
+        device: As torch names it; None is a GPU if there is one.
+        progress: Called as `(stage, done, total)` after each chunk; left out of pickles.
+
+    Attributes:
+        classes_: The labels.
+        dimension_: d.
+        points_: Training inputs; coefficients_: their labels, one-hot.
+    """
+
+    def __init__(
+        self,
+        dimension: float | None = None,
+        chunk: int | None = None,
+        max_bytes: int | None = None,
+        device: str | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.dimension = dimension
+        self.chunk = chunk
+        self.max_bytes = max_bytes
+        self.device = device
+        self.progress = progress
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> HilbertKernelClassifier:
+        """Remember the samples.
+
+        Args:
+            X: Shape (n, d), finite numbers.
+            y: Shape (n,), labels of two classes or more.
+
+        Raises:
+            InputError: one class only; an argument out of its range.
+        """
+        inputs, labels = validate_data(self, X, y, dtype=np.float64)
+        given = inputs.shape[1] if self.dimension is None else self.dimension
+        self.dimension_ = number("dimension", given, 0, math.inf)
+        self.coefficients_ = self._labels(labels)
+        self._chunks().size(len(inputs))
+        self.points_ = inputs
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> Floats:
+        """Each class's part of the weights, shape (n, classes)."""
+        return self._scores(X)
+
+    def _points(self, X: Floats) -> Floats:
+        return X
+
+    def _log_weights(self, distances: Tensor) -> Tensor:
+        return -self.dimension_ * distances.log()
+
+
+def _shares(log_weights: Tensor) -> Tensor:
+    """Weights over their sum in each row; where some are infinite, those alone, alike."""
+    top = log_weights.amax(1, keepdim=True)
+    # Rows of all or of nothing have no largest finite weight to divide by.
+    weights = torch.where(top.isinf(), (log_weights == top).double(), (log_weights - top).exp())
+    return weights / weights.sum(1, keepdim=True)
