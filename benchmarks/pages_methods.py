@@ -69,7 +69,8 @@ def cost(card: Card) -> str:
     if card.slot == "objective":
         return f"{card.gradients} gradients a pass; memory: {card.buffers}"
     if card.slot == "reparam":
-        return f"no gradient; {card.buffers} weight-sized buffers"
+        more = "no" if card.gradients == "0" else f"{card.gradients} more"
+        return f"{more} gradient; {card.buffers} weight-sized buffers"
     return f"{card.gradients}; memory: {card.buffers}" if card.buffers else card.gradients
 
 

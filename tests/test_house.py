@@ -29,7 +29,7 @@ MAY_KNOW = {
     "perturb": {"cards", "errors", "optim"},
     "optim": {"cards", "errors", "progress", "objectives", "measure"},
     "objectives": {"cards", "errors"},
-    "reparam": {"cards", "errors", "objectives"},
+    "reparam": {"cards", "errors", "files", "objectives"},
     "tuning": {"cards", "progress", "student", *CORE_BELOW},
     "models": {"cards", "files", "progress", "student", *CORE_BELOW},
     "explain": {"cards", "progress", "student", *CORE_BELOW},

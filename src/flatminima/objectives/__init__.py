@@ -8,6 +8,7 @@ from flatminima.objectives.elr import ELR, ELRLoss
 from flatminima.objectives.elr_plus import ELRPlus
 from flatminima.objectives.features import Features, features_of
 from flatminima.objectives.given import Loss, OwnLoss, as_objective
+from flatminima.objectives.language_model import LanguageModel
 from flatminima.objectives.mixing import CutMix, Mixup
 from flatminima.objectives.penalties import GradientNorm, TracePenalty
 from flatminima.objectives.ps_kd import PSKD, PSKDLoss
@@ -32,6 +33,7 @@ __all__ = [
     "Features",
     "GradientNorm",
     "LabelSmoothing",
+    "LanguageModel",
     "LinearLoss",
     "Loss",
     "Mixup",

@@ -16,12 +16,14 @@ class Reparam:
     Attributes:
         changes_modules: Whether the model has other parameters while it is trained, so that its
             checkpoints are of a reparametrized model; `bake` makes an ordinary one of it.
+        freezes_statistics: Whether BatchNorm keeps the statistics that training began with.
 
     Args:
         model: Its weights as training begins; changed in place where `changes_modules`.
     """
 
     changes_modules: ClassVar[bool] = False
+    freezes_statistics: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -29,6 +31,20 @@ class Reparam:
     def objective(self, objective: Objective) -> Objective:
         """What is minimized instead of an objective."""
         return objective
+
+    def before_pass(self, weight: float) -> None:
+        """Told before each pass of a step, and before its objective is called.
+
+        Args:
+            weight: How much the gradient of the pass counts in that of the step.
+        """
+
+    def before_step(self, step: int) -> None:
+        """What is done to the gradient of a step, gathered over all of its passes and processes.
+
+        Args:
+            step: Steps before it, skipped ones included.
+        """
 
     def after_step(self) -> None:
         """What is done to the weights once a step was taken."""

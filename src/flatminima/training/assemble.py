@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from flatminima.training import models
 from flatminima.training.averaging import Average
 from flatminima.training.batches import batches_per_epoch
 from flatminima.training.brackets import parse_brackets
+from flatminima.training.built import Built
 from flatminima.training.checkpoint import BAKED, Checkpoint
 from flatminima.training.data.augment import views_of
 from flatminima.training.data.encode import encode
@@ -41,6 +43,7 @@ from flatminima.training.data.load import load as load_data
 from flatminima.training.directory import RunDirectory
 from flatminima.training.input_noise import NoisyInputs
 from flatminima.training.knobs import asked_knobs, check_data
+from flatminima.training.language_models import TINY
 from flatminima.training.logs import Log
 from flatminima.training.methods import (
     SHARED_OPTIONS,
@@ -84,7 +87,7 @@ class Prepared:
 
     recipe: Recipe
     data: DataSet
-    built: models.Built
+    built: Built
     tuned: dict[str, Any] | None = None
 
     @property
@@ -115,9 +118,10 @@ def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     recipe = recipe.resolved(built.family, built.random_weights, own_base)
     if recipe.tune.tune:
         check_data(asked_knobs(recipe), data)
-    if built.family == "builtin" and recipe.model.pretrain and data.source is not None:
+    starts_anew = built.family == "builtin" or name == TINY
+    if starts_anew and recipe.model.pretrain and data.source is not None:
         with fitting_threads(built.model):
-            pretrain(built.model, data, built.encoding, seed, progress)
+            pretrain(built.model, data, built.encoding, seed, task_of(data), progress)
         torch.manual_seed(seed)  # what follows is the same whether that was cached or not
     return Prepared(recipe, data, built)
 
@@ -203,7 +207,7 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
             directory if accelerator.is_main_process else None, tensorboard=recipe.loop.tensorboard
         ),
         companions=prepared.built.companions,
-        average=_average(accelerator.unwrap_model(model), recipe.loop, total, per_epoch),
+        average=_average(accelerator.unwrap_model(model), recipe.loop, total, per_epoch, free),
         meter=_meter(optimizer, recipe.loop) if recipe.loop.live_trace else None,
     )
 
@@ -288,7 +292,9 @@ def restore(prepared: Prepared, found: Checkpoint) -> None:
     if found.folder.name == BAKED:
         found.load_model(model)
         return
-    free = reparam(prepared.recipe, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about weights that are replaced at once
+        free = reparam(prepared.recipe, model)
     found.load_model(model)
     free.bake(model)
 
@@ -300,7 +306,9 @@ def _meter(optimizer: Perturbed, spec: LoopSpec) -> LiveTrace | None:
     return LiveTrace(optimizer, every=spec.live_trace_every)
 
 
-def _average(model: torch.nn.Module, spec: LoopSpec, total: int, per_epoch: int) -> Average | None:
+def _average(
+    model: torch.nn.Module, spec: LoopSpec, total: int, per_epoch: int, free: Reparam
+) -> Average | None:
     """What gathers the mean of the weights, where the recipe keeps one."""
     if spec.keep not in ("swa", "ema"):
         return None
@@ -310,6 +318,7 @@ def _average(model: torch.nn.Module, spec: LoopSpec, total: int, per_epoch: int)
         start=int(spec.average_from * total),
         total=total,
         per_epoch=per_epoch,
+        frozen_statistics=free.freezes_statistics,
     )
 
 

@@ -20,7 +20,7 @@ class Average:
     EMA: a <- decay a + (1 - decay) W at each step after `start`, a = W at the first.
 
     Statistics of BatchNorm are not averaged: those of the averaged weights are other numbers, and
-    `finish` computes them from the data.
+    `finish` computes them from the data, unless they are frozen.
 
     Source: Izmailov, Podoprikhin, Garipov, Vetrov, Wilson, "Averaging Weights Leads to Wider Optima
     and Better Generalization", 2018, arXiv 1803.05407.
@@ -31,16 +31,25 @@ class Average:
         start: Steps after which averaging begins.
         total: Steps of the run.
         per_epoch: Steps of an epoch.
+        frozen_statistics: Whether BatchNorm's are not those of the data at hand, but given.
     """
 
     def __init__(
-        self, model: nn.Module, *, decay: float | None, start: int, total: int, per_epoch: int
+        self,
+        model: nn.Module,
+        *,
+        decay: float | None,
+        start: int,
+        total: int,
+        per_epoch: int,
+        frozen_statistics: bool = False,
     ) -> None:
         rule = None if decay is None else get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self._model = model
         self._average = AveragedModel(model, multi_avg_fn=rule)
         self._every = per_epoch if decay is None else 1
         self._start, self._total = start, total
+        self._frozen_statistics = frozen_statistics
 
     def after(self, step: int) -> None:
         """Take in the weights after a step, if it is one that counts."""
@@ -55,7 +64,8 @@ class Average:
             device: Where the model is.
         """
         inputs = (_Inputs(inputs_and_targets(to_device(batch, device))[0]) for batch in batches)
-        update_bn(inputs, _ByInputs(self._average.module))
+        if not self._frozen_statistics:
+            update_bn(inputs, _ByInputs(self._average.module))
         return self._average.module
 
     def state_dict(self) -> dict[str, Any]:

@@ -30,6 +30,8 @@ def gather_gradient(run: Run, state: State, total: int, batch: Any) -> Tensor:
             current = optimizer.current_pass
             assert current is not None
             samples = sample_count(piece)
+            if run.reparam is not None:
+                run.reparam.before_pass(current.weight * samples / part_samples)
             loss = torch.zeros((), device=accelerator.device)
             done = 0
             for micro in _pieces(piece, size):

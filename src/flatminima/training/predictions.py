@@ -15,6 +15,10 @@ from torch import Tensor
 from flatminima.errors import require
 from flatminima.training.data.examples import DataSet
 from flatminima.training.data.images import decode
+from flatminima.training.tasks.rationales import Reply
+
+NO_ANSWER = "no answer"
+"""What stands for an answer that could not be read off a text."""
 
 EXAMPLES = 60
 """Wrong samples that are kept to be looked at, those predicted with most confidence."""
@@ -30,7 +34,7 @@ FEATURES = 12
 
 
 class Predictions:
-    """Takes the logits of the test set, batch by batch.
+    """Takes the logits of the test set, or what was written to it, batch by batch.
 
     Args:
         data: Whose test set is predicted, in its order.
@@ -40,17 +44,24 @@ class Predictions:
         self._data = data
         self._predicted: list[int] = []
         self._confidence: list[float] = []
+        self._replies: list[Reply] = []
 
     @property
     def taken(self) -> bool:
         """Whether there are any."""
-        return bool(self._predicted)
+        return bool(self._predicted or self._replies)
 
-    def saw(self, logits: Tensor) -> None:
-        """The logits of the next samples, shape (samples, classes); other outputs are not kept."""
+    def saw(self, outputs: Tensor | list[Reply]) -> None:
+        """The logits of the next samples, shape (samples, classes), or the replies to them.
+
+        Outputs of other tasks are not kept.
+        """
+        if isinstance(outputs, list):
+            self._replies += outputs
+            return
         if not self._data.classes:
             return
-        confidence, predicted = torch.softmax(logits.double(), dim=1).max(dim=1)
+        confidence, predicted = torch.softmax(outputs.double(), dim=1).max(dim=1)
         self._predicted += predicted.tolist()
         self._confidence += confidence.tolist()
 
@@ -60,8 +71,12 @@ class Predictions:
         Returns:
             "classes", names; "id", "label", "predicted" and "confidence", a value for each test
             sample, classes as indices; "examples", id to {"text": ...} or {"png": base64}. An id
-            is a hash of the sample, so that runs with other splits call it the same.
+            is a hash of the sample, so that runs with other splits call it the same. Of replies
+            there is no confidence; the classes are all answers given, and "examples" are of the
+            first wrong ones, with the text that was written as "generated".
         """
+        if self._replies:
+            return self._written()
         inputs, labels = self._data.test.inputs, self._data.test.targets.tolist()
         ids = [identity_of(entry) for entry in inputs]
         wrong = [i for i, label in enumerate(labels) if self._predicted[i] != label]
@@ -74,6 +89,28 @@ class Predictions:
             "confidence": [round(value, 4) for value in self._confidence],
             "examples": {
                 ids[i]: example(inputs[i], self._data.kind) for i in sorted(wrong[:EXAMPLES])
+            },
+        }
+
+    def _written(self) -> dict[str, Any]:
+        ids = [identity_of(entry) for entry in self._data.test.inputs]
+        given = [NO_ANSWER if r.answer is None else r.answer for r in self._replies]
+        classes = sorted({*given, *(reply.wanted for reply in self._replies)})
+        place = {name: index for index, name in enumerate(classes)}
+        wrong = [i for i, reply in enumerate(self._replies) if given[i] != reply.wanted]
+        return {
+            "classes": classes,
+            "id": ids,
+            "label": [place[reply.wanted] for reply in self._replies],
+            "predicted": [place[answer] for answer in given],
+            "examples": {
+                ids[i]: {
+                    "text": _short(f"{self._replies[i].question}\n{self._replies[i].text.strip()}"),
+                    "question": _short(self._replies[i].question),
+                    "generated": _short(self._replies[i].text),
+                    "answer": self._replies[i].wanted,
+                }
+                for i in wrong[:EXAMPLES]
             },
         }
 
@@ -100,7 +137,11 @@ def example(entry: Any, kind: str) -> dict[str, str]:
         values = ", ".join(f"{value:.3g}" for value in entry[:FEATURES])
         return {"text": f"{values}{', …' if len(entry) > FEATURES else ''}"}
     text = entry if isinstance(entry, str) else "\n".join(entry)
-    return {"text": text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"}
+    return {"text": _short(text)}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def _png(entry: Any) -> str:

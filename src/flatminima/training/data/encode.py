@@ -43,6 +43,8 @@ class Encoding:
         size: Side of the square images, in pixels; `image_size` of the data spec overrules it.
         channels: Of the images; a gray image is repeated to fill 3. None: as they are.
         flatten: Give one vector per example, as a multilayer perceptron takes.
+        decoder_start: The token that the decoder of an encoder-decoder model begins with; None for
+            other models.
     """
 
     tokenizer: Tokenizer | None = None
@@ -51,6 +53,7 @@ class Encoding:
     size: int | None = None
     channels: int | None = None
     flatten: bool = False
+    decoder_start: int | None = None
 
     @classmethod
     def from_image_processor(cls, processor: Any, *, channels: int | None = 3) -> Encoding:
@@ -97,6 +100,10 @@ def encode(
     from flatminima.training.data.encoded import encode_images, encode_texts, encode_vectors
 
     encoding = encoding or Encoding()
+    if dataset.task == "rationales":
+        from flatminima.training.data.asked import encode_rationales
+
+        return encode_rationales(examples, encoding, dataset.spec.max_length)
     if dataset.kind == "text":
         return encode_texts(examples, encoding, dataset.spec.max_length)
     if (encoding.mean is None) != (encoding.std is None):

@@ -18,9 +18,14 @@ Kind = Literal["vector", "image", "text", "measurement"]
 Targets: TypeAlias = NDArray[np.int64]
 """Class indices."""
 Inputs: TypeAlias = (
-    NDArray[np.float32] | Sequence[str] | Sequence[tuple[str, str]] | Sequence[Path | bytes]
+    NDArray[np.float32]
+    | Sequence[str]
+    | Sequence[tuple[str, str]]
+    | Sequence[tuple[str, str, str]]
+    | Sequence[Path | bytes]
 )
-"""Vectors (n, d); images (n, c, h, w) in [0, 1], or their files or bytes; texts or pairs."""
+"""Vectors (n, d); images (n, c, h, w) in [0, 1], or their files or bytes; texts, pairs or triples
+of question, rationale and answer."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from flatminima.progress import Progress
 from flatminima.training.data.columns import choose
 from flatminima.training.data.examples import Raw
 from flatminima.training.data.frames import assemble
+from flatminima.training.data.rationales import of_frames
 from flatminima.training.data.spec import DataSpec
 from flatminima.training.data.splits import SPLIT_NAMES
 
@@ -37,6 +38,12 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
     local = Path(spec.data).expanduser()
     opened = _open_saved(local) if local.is_dir() else _open_remote(spec.data)
     splits, unused = _splits(opened, spec.data)
+    name = local.resolve().name if local.is_dir() else spec.data
+    if spec.task == "rationales":
+        read = {split: part.to_pandas() for split, part in splits.items()}
+        where = {split: f"the {split} split of {spec.data}" for split in read}
+        progress("reading data set", 1, 1)
+        return of_frames(read, spec, name=name, where=where)
     features = splits["train"].features
     columns = choose(
         list(features),
@@ -57,7 +64,7 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
     raw = assemble(
         frames,
         columns,
-        name=local.resolve().name if local.is_dir() else spec.data,
+        name=name,
         where={split: f"the {split} split of {spec.data}" for split in frames},
         folder=local if local.is_dir() else Path(),
         on_bad_file=spec.on_bad_file,

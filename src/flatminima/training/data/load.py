@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from flatminima.errors import InputError, unknown
 from flatminima.progress import Progress, silent
 from flatminima.training.data import (
+    arithmetic,
     cosines,
     diabetes,
     digits,
@@ -35,6 +36,7 @@ from flatminima.training.data.vectors import standardize
 Source: TypeAlias = Callable[[DataSpec, int, Progress], Raw]
 
 SOURCES: dict[str, Source] = {
+    "arithmetic": arithmetic.load,
     "cosines": cosines.load,
     "diabetes": diabetes.load,
     "digits": digits.load,
@@ -238,7 +240,8 @@ def _told(examples: Examples, raw: Raw) -> dict[str, Any]:
     if raw.classes:
         return {"per_class": _per_class(examples.targets, raw.classes)}
     values = examples.targets
-    if not len(values):
+    # Whole numbers that are no classes are placeholders: what is to be predicted is in the inputs.
+    if not len(values) or values.dtype.kind == "i":
         return {}
     summary = {"min": values.min(), "median": np.median(values), "max": values.max()}
     return {"targets": {name: float(value) for name, value in summary.items()}}

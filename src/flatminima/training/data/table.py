@@ -13,6 +13,7 @@ from flatminima.progress import Progress
 from flatminima.training.data.columns import check_unique, choose
 from flatminima.training.data.examples import Raw
 from flatminima.training.data.frames import assemble
+from flatminima.training.data.rationales import of_frames
 from flatminima.training.data.spec import DataSpec
 from flatminima.training.data.splits import SPLIT_NAMES
 
@@ -36,6 +37,8 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
     where = {split: file.name for split, file in files.items()}
     for split, frame in frames.items():
         check_unique(list(frame.columns), where[split])
+    if spec.task == "rationales":
+        return of_frames(frames, spec, name=path.resolve().stem, where=where)
     train = frames["train"]
     is_number = require("pandas", "tables").api.types.is_numeric_dtype
     numeric = [name for name in train.columns if is_number(train[name])]

@@ -4,12 +4,13 @@ from flatminima.training.data.examples import DataSet
 from flatminima.training.tasks.classification import Classification
 from flatminima.training.tasks.cosines import CosineSum
 from flatminima.training.tasks.matrix_sensing import MatrixSensing
+from flatminima.training.tasks.rationales import Rationales
 from flatminima.training.tasks.regression import Regression
 from flatminima.training.tasks.shots import Shots
 from flatminima.training.tasks.task import Saw, Task, evaluating
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Classification, Regression, MatrixSensing, CosineSum)
+    task.name: task for task in (Classification, Regression, MatrixSensing, CosineSum, Rationales)
 }
 
 
@@ -23,6 +24,7 @@ __all__ = [
     "Classification",
     "CosineSum",
     "MatrixSensing",
+    "Rationales",
     "Regression",
     "Saw",
     "Shots",

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flatminima.objectives import Objective, Supervised
 from flatminima.training.data.examples import DataSet
 
-Saw = Callable[[Tensor], None]
+Saw = Callable[[Any], None]
+"""Told what a model gives for each batch: what that is, the task says."""
 
 
 class Task:
