@@ -70,6 +70,18 @@ def test_plain_equals_one_process(tmp_path, two_ranks):
         torch.testing.assert_close(first[name], tensor, rtol=1e-5, atol=1e-6)
 
 
+def test_texts_of_all_processes_are_negatives(tmp_path, two_ranks):
+    # 45 = 3 x 15: each process has 8 or 7 pairs of a batch.
+    values = {"data": "scenes(images=45)", "model": "clip-small", "batch_size": 15}
+    values |= {"epochs": 1, "optimizer": "sgd"}
+    first, second = two_ranks("plain", **values)
+    finetune(Recipe.from_flat({**VALUES, **values}), tmp_path / "one")
+    alone = load_file(tmp_path / "one/checkpoints/last/model.safetensors")
+    for name, tensor in alone.items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["nso", "nso-one-pass", "sam"])
 def test_ranks_stay_identical(two_ranks, method):
     first, second = two_ranks(method)

@@ -11,7 +11,7 @@ from flatminima.cli import flags, report, screen
 from flatminima.errors import InputError, unknown
 from flatminima.training.recipe import Recipe, option_types, read
 
-SHOWN = ("test_accuracy", "test_mae", "test_error", "test_loss", "hessian_trace")
+SHOWN = ("test_recall", "test_accuracy", "test_mae", "test_error", "test_loss", "hessian_trace")
 """The metrics of the picture, where the recipe's `about` has no list of them under `shows`."""
 
 Point = tuple[dict[str, Any], dict[str, Any], Path]

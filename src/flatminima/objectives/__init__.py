@@ -2,6 +2,7 @@
 
 from flatminima.objectives.backward_correction import BackwardCorrection
 from flatminima.objectives.conr import ConR, ConRLoss
+from flatminima.objectives.contrastive import Contrastive
 from flatminima.objectives.cross_entropy import CrossEntropy, LabelSmoothing
 from flatminima.objectives.dual_t import DualT
 from flatminima.objectives.elr import ELR, ELRLoss
@@ -25,6 +26,7 @@ __all__ = [
     "Batch",
     "ConR",
     "ConRLoss",
+    "Contrastive",
     "CrossEntropy",
     "CutMix",
     "DualT",

@@ -28,6 +28,15 @@ class Metric:
 
 
 METRICS = (
+    Metric("test_recall", "test recall (%)", 100, 1),
+    *(
+        Metric(f"test_{key}_at_{k}", f"{words} @{k} (%)", 100, 1)
+        for key, words in (("image_to_text", "image to text"), ("text_to_image", "text to image"))
+        for k in (1, 5, 10)
+    ),
+    Metric("test_accuracy_harmonic", "base and novel (%)", 100, 1),
+    Metric("test_accuracy_base", "base (%)", 100, 1),
+    Metric("test_accuracy_novel", "novel (%)", 100, 1),
     Metric("test_accuracy", "test accuracy (%)", 100, 1),
     Metric("test_mae", "test MAE", 1, -1),
     Metric("test_error", "test error", 1, -1),
@@ -38,6 +47,7 @@ METRICS = (
         for group in ("many", "medium", "few")
     ),
     Metric("test_loss", "test loss", 1, -1),
+    Metric("validation_recall", "validation recall (%)", 100, 1),
     Metric("validation_accuracy", "validation accuracy (%)", 100, 1),
     Metric("validation_mae", "validation MAE", 1, -1),
     Metric("train_loss", "training loss"),
@@ -55,10 +65,13 @@ KNOWN = {metric.key: metric for metric in METRICS}
 
 
 JUDGES = (
+    "test_recall",
+    "test_accuracy_harmonic",
     "test_accuracy",
     "test_mae",
     "test_error",
     "test_loss",
+    "validation_recall",
     "validation_accuracy",
     "validation_mae",
 )

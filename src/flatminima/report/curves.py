@@ -28,6 +28,7 @@ CURVES = (
     ("validation_loss", "Validation loss", "after each epoch"),
     ("validation_accuracy", "Validation accuracy", "after each epoch"),
     ("validation_mae", "Validation MAE", "after each epoch"),
+    ("test_recall", "Test recall", "where the recipe measures along the way"),
     ("test_mae", "Test MAE", "where the recipe measures along the way"),
     ("test_error", "Test error", "where the recipe measures along the way"),
     ("test_loss", "Test loss", "where the recipe measures along the way"),

@@ -27,7 +27,15 @@ from flatminima.report.reading import Study
 from flatminima.study.numbers import NONE, p_value
 from flatminima.study.statistics import mean_ci
 
-GAINS = {"test_accuracy", "test_mae", "test_error", "test_loss", "hessian_trace"}
+GAINS = {
+    "test_recall",
+    "test_accuracy_harmonic",
+    "test_accuracy",
+    "test_mae",
+    "test_error",
+    "test_loss",
+    "hessian_trace",
+}
 """The metrics whose differences the table shows too."""
 
 

@@ -10,6 +10,12 @@ from flatminima.errors import InputError
 from flatminima.study.statistics import PairedDifference, mean_ci, paired
 
 METRICS = (
+    "test_recall",
+    "test_image_to_text_at_1",
+    "test_text_to_image_at_1",
+    "test_accuracy_harmonic",
+    "test_accuracy_base",
+    "test_accuracy_novel",
     "test_accuracy",
     "test_mae",
     "test_error",

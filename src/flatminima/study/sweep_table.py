@@ -53,6 +53,9 @@ def _cells(result: Mapping[str, Any], *, curve: bool, all_metrics: bool) -> Cell
     columns["to the best"] = [_to_best(row, result["best"]) for row in rows]
     if all_metrics and any(row.get("validation_mae") for row in rows):
         columns["validation MAE"] = [_mean(row["validation_mae"]) for row in rows]
+    elif all_metrics and any(row.get("validation_recall") for row in rows):
+        recalls = [_mean(row["validation_recall"], 100.0) for row in rows]
+        columns["validation recall (%)"] = recalls
     elif all_metrics:
         accuracies = [_mean(row["validation_accuracy"], 100.0) for row in rows]
         columns["validation accuracy (%)"] = accuracies

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _HEADERS = {
+    "test_recall": "test recall (%)",
+    "test_image_to_text_at_1": "image to text @1 (%)",
+    "test_text_to_image_at_1": "text to image @1 (%)",
+    "test_accuracy_harmonic": "base and novel (%)",
+    "test_accuracy_base": "base (%)",
+    "test_accuracy_novel": "novel (%)",
     "test_accuracy": "test accuracy (%)",
     "test_mae": "test MAE",
     "test_gmean": "test geometric mean",
@@ -26,12 +32,17 @@ _HEADERS = {
     "seconds_per_step": "ms per step",
 }
 _GAINS = {
+    "test_recall": "gain (points)",
+    "test_accuracy_harmonic": "gain (points)",
     "test_accuracy": "gain (points)",
     "test_mae": "MAE difference",
     "test_error": "error difference",
     "test_loss": "loss difference",
 }
-_SCALES = {"test_accuracy": 100.0, "seconds_per_step": 1000.0}
+_SCALES = {
+    **{name: 100.0 for name, words in _HEADERS.items() if words.endswith("(%)")},
+    "seconds_per_step": 1000.0,
+}
 _MARK = "*"
 _PARTS = re.compile(r" (?=[\[±])|, (?=p )")
 

@@ -25,7 +25,13 @@ VALIDATION_FRACTION = 0.2
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """The values of a sweep for which none are given, times the start value."""
 
-REPORTED = ("validation_loss", "validation_accuracy", "validation_mae", "hessian_trace")
+REPORTED = (
+    "validation_loss",
+    "validation_recall",
+    "validation_accuracy",
+    "validation_mae",
+    "hessian_trace",
+)
 
 
 def tune_sigma(

@@ -13,6 +13,8 @@ MARKERS = "osD^Pv*"
 
 WORDS = {
     "test_accuracy": "test accuracy (%)",
+    "test_accuracy_harmonic": "base and novel (%)",
+    "test_recall": "test recall (%)",
     "test_mae": "test MAE",
     "test_error": "test error",
     "test_nuclear_norm": "nuclear norm",
@@ -47,7 +49,7 @@ def draw(result: Mapping[str, Any], file: Path, metrics: Sequence[str]) -> None:
         1, len(metrics), figsize=(5 * len(metrics), 3.6), squeeze=False, layout="constrained"
     )
     for metric, ax in zip(metrics, panels[0], strict=True):
-        scale = 100 if metric.endswith("accuracy") else 1
+        scale = 100 if WORDS.get(metric, "").endswith("(%)") else 1
         for index, method in enumerate(_methods(points[0])):
             rows = [(p["at"][field], _methods(p)[method].get(metric)) for p in points]
             known = [(at, entry) for at, entry in rows if entry and entry["mean"] is not None]

@@ -18,6 +18,7 @@ from flatminima.errors import InputError, require
 from flatminima.measure import LiveTrace
 from flatminima.objectives import (
     ConR,
+    Contrastive,
     Objective,
     Remembering,
     Setting,
@@ -52,6 +53,7 @@ from flatminima.training.methods import (
     strength_schedule,
 )
 from flatminima.training.pretrain import pretrain
+from flatminima.training.prompting import PromptClassifier
 from flatminima.training.recipe import Recipe, parse_method
 from flatminima.training.self_tuned import (
     RESPONSE,
@@ -93,7 +95,7 @@ class Prepared:
     @property
     def task(self) -> Task:
         """What it is scored by."""
-        return task_of(self.data)
+        return task_of(self.data).read_by(self.data, self.built.encoding)
 
 
 def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
@@ -118,7 +120,8 @@ def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     recipe = recipe.resolved(built.family, built.random_weights, own_base)
     if recipe.tune.tune:
         check_data(asked_knobs(recipe), data)
-    starts_anew = built.family == "builtin" or name == TINY
+    of_ours = built.family == "builtin" or isinstance(built.model, PromptClassifier)
+    starts_anew = name == TINY or (of_ours and built.random_weights)
     if starts_anew and recipe.model.pretrain and data.source is not None:
         with fitting_threads(built.model):
             pretrain(built.model, data, built.encoding, seed, task_of(data), progress)
@@ -166,6 +169,7 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
     if remembering is not None:
         remembering.begin(Setting(len(data.train), data.outputs, total, per_epoch))
         remembering.to(accelerator.device)
+    check_gathering(minimized, recipe, accelerator.num_processes)
     if recipe.objective.input_noise:
         minimized = NoisyInputs(minimized, recipe.objective.input_noise)
     validation = None
@@ -237,6 +241,21 @@ def objective(recipe: Recipe, data: DataSet) -> Objective:
         # Its window is in the unit of the labels, which the model sees standardized.
         found = found.standardized(data.scale.deviation)
     return found
+
+
+def check_gathering(minimized: Objective, recipe: Recipe, processes: int) -> None:
+    """Refuse what would have processes wait for each other for ever.
+
+    Raises:
+        InputError: micro-batches with an objective that gathers samples from several processes.
+    """
+    gathers = isinstance(minimized, Contrastive) and minimized.gather
+    if gathers and processes > 1 and recipe.loop.micro_batch_size is not None:
+        raise InputError(
+            "the contrastive loss gathers the samples of all processes at each forward pass, and "
+            "with --micro-batch-size one may have more of these than another: leave it out, or say "
+            "--objective 'contrastive(gather=false)'"
+        )
 
 
 def reparam(recipe: Recipe, model: torch.nn.Module) -> Reparam:

@@ -1,9 +1,9 @@
-"""A model as a run takes it, and what all ways to build one share."""
+"""What is built from a model's name, and what that takes of files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from flatminima.errors import InputError
+from flatminima.files import write_json
 from flatminima.training.data.encode import Encoding
 
 
@@ -34,7 +35,7 @@ class Built:
 
 
 def together(*writers: Callable[[Path], Any]) -> Callable[[Path], None]:
-    """One that calls all of them."""
+    """One that writes what all of them write."""
 
     def write(folder: Path) -> None:
         for writer in writers:
@@ -43,11 +44,26 @@ def together(*writers: Callable[[Path], Any]) -> Callable[[Path], None]:
     return write
 
 
+def write_processor(
+    size: int | None,
+    folder: Path,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> None:
+    """Say how images were prepared, in the file that transformers reads it from."""
+    settings: dict[str, Any] = {"image_processor_type": "ViTImageProcessor"}
+    settings |= {"do_normalize": mean is not None}
+    if mean is not None and std is not None:
+        settings |= {"image_mean": list(mean), "image_std": list(std)}
+    square = {"height": size, "width": size}
+    write_json(folder / "preprocessor_config.json", {**settings, "size": square})
+
+
 def read_config(path: Path) -> dict[str, Any]:
-    """The config in a JSON file, without what the data decide.
+    """The settings in a config file of transformers, without what the data decide.
 
     Raises:
-        InputError: there is none.
+        InputError: it cannot be read, or is no JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

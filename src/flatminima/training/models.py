@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from flatminima.errors import InputError, require, unknown
-from flatminima.files import write_json
 from flatminima.training import language_models
-from flatminima.training.built import Built, first_line, read_config, together
+from flatminima.training.built import Built, first_line, read_config, together, write_processor
 from flatminima.training.data.encode import Encoding
 from flatminima.training.data.examples import DataSet
+from flatminima.training.dual import CLIPS, PROMPTED, build_dual, build_prompted
 from flatminima.training.networks import CNN, MLP
 from flatminima.training.theory import Cosines, MatrixFactor
 from flatminima.training.vocabulary import make_tokenizer
@@ -55,6 +55,10 @@ def default_model(data: DataSet) -> str:
         return language_models.TINY
     if data.kind == "text":
         return "bert-small"
+    if data.kind == "captioned":
+        return "clip-small"
+    if data.task == "base-to-novel":
+        return f"{PROMPTED}clip-small"
     return "mlp" if data.kind == "vector" or data.name == "digits" else "cnn"
 
 
@@ -62,7 +66,8 @@ def build(name: str, data: DataSet, *, new_head: bool = False) -> Built:
     """The model of that name for a data set, drawn from torch's global generator where random.
 
     Args:
-        name: A built-in name, a local folder or hub id of a transformers model, or `config:FILE`.
+        name: A built-in name, a local folder or hub id of a transformers model, or `config:FILE`;
+            for images also `prompts:` and one of a dual encoder, whose texts are then the classes.
         data: Decides the inputs and the number of classes.
         new_head: Replace a classification head with another number of classes.
 
@@ -78,6 +83,15 @@ def build(name: str, data: DataSet, *, new_head: bool = False) -> Built:
         return language_models.build(name, data)
     if name == language_models.TINY:
         raise InputError(f"the model {name!r} writes text: it is for --task rationales")
+    if data.kind == "captioned":
+        return build_dual(name, data)
+    if name.startswith(PROMPTED):
+        return build_prompted(name, data)
+    if name in CLIPS or data.task == "base-to-novel":
+        raise InputError(
+            f"the model {name!r} does not fit {data.name}, of {data.task}: use "
+            f"{PROMPTED}{name if name in CLIPS else 'clip-small'}"
+        )
     if name in BUILTIN:
         return _builtin(name, data)
     if data.kind == "vector":
@@ -90,7 +104,7 @@ def build(name: str, data: DataSet, *, new_head: bool = False) -> Built:
         return _pretrained(str(_minilm()), data, new_head)
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().exists():
         raise InputError(f"no such model folder: {name}")
-    known = (*BUILTIN, *CONFIGURED, "minilm")
+    known = (*BUILTIN, *CONFIGURED, *CLIPS, "minilm")
     if not Path(name).exists() and difflib.get_close_matches(name, known, n=1, cutoff=0.6):
         raise unknown("model", name, known)
     return _pretrained(name, data, new_head)
@@ -127,7 +141,7 @@ def _from_config(settings: dict[str, Any], name: str, data: DataSet) -> Built:
     auto = _auto_class(data)
     encoding = Encoding(size=getattr(config, "image_size", None), channels=3)
 
-    companions = together(config.save_pretrained, partial(_write_processor, encoding.size))
+    companions = together(config.save_pretrained, partial(write_processor, encoding.size))
     if data.kind == "text":
         if not hasattr(config, "vocab_size"):
             raise InputError(f"the model {name!r} takes no text, but {data.name} holds text")
@@ -172,13 +186,6 @@ def _pretrained(name: str, data: DataSet, new_head: bool) -> Built:
     _note_scale(model.config, data)
     companions = together(model.config.save_pretrained, processor.save_pretrained)
     return Built(model, encoding, "transformers", False, companions)
-
-
-def _write_processor(size: int | None, folder: Path) -> None:
-    """Say how images were prepared, in the file that transformers reads it from."""
-    settings = {"image_processor_type": "ViTImageProcessor", "do_normalize": False}
-    square = {"height": size, "width": size}
-    write_json(folder / "preprocessor_config.json", {**settings, "size": square})
 
 
 def _check_head(name: str, config: Any, data: DataSet, new_head: bool) -> None:

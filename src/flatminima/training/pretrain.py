@@ -1,9 +1,9 @@
-"""Pretraining of the built-in networks on a data set's source task, cached on disk.
+"""Pretraining of our small networks on a data set's source task, cached on disk.
 
-Plain training, its learning rate falling to 0 by a cosine: classifiers by SGD with momentum 0.9 and
-rate 0.1 in batches of 32 for 40 epochs, language models by AdamW with rate 0.002 in batches of 64
-for 8. It gives the network that the comparisons then fine-tune. The weights depend on nothing but
-the network, the source examples and the seed, so they are kept under a hash of the three.
+The network that the comparisons then fine-tune is trained plainly, at the plans below; its learning
+rate falls to 0 by a cosine. A classifier of prompts is pretrained on images with texts, by the
+contrastive loss. The weights depend on nothing but the network, the source examples and the seed,
+so they are kept under a hash of the three.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flatminima.errors import InputError, require
 from flatminima.files import write_bytes
+from flatminima.objectives import Contrastive, Objective
 from flatminima.progress import Progress, silent
 from flatminima.training.batches import Epoch
 from flatminima.training.data.encode import Encoding, encode
-from flatminima.training.data.examples import DataSet
+from flatminima.training.data.examples import DataSet, fingerprint
 from flatminima.training.loader import loader
+from flatminima.training.prompting import PromptClassifier
 from flatminima.training.tasks import Task
 
 
@@ -36,15 +37,17 @@ class Plan:
     lr: float
     batch_size: int
     epochs: int
+    weight_decay: float = 0.0
 
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of a model."""
         if self.optimizer == "adamw":
-            return torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0.0)
+            return torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         return torch.optim.SGD(model.parameters(), lr=self.lr, momentum=0.9)
 
 
 CLASSIFIER = Plan("sgd", 0.1, 32, 40)
+CAPTIONED = Plan("adamw", 1e-3, 64, 24, weight_decay=0.1)
 PLANS = {"rationales": Plan("adamw", 2e-3, 64, 8)}
 """By task, where it is not the classifiers' plan."""
 
@@ -69,30 +72,37 @@ def pretrain(
     """
     assert data.source is not None
     safetensors = require("safetensors.torch", "cli")
-    source = encode(data.source, data, encoding)
-    plan = PLANS.get(data.task, CLASSIFIER)
-    cached = _cache() / "pretrained" / f"{_key(model, data, seed, plan)}.safetensors"
+    trained, plan, objective = _task(model, task)
+    cached = _cache() / "pretrained" / f"{_key(trained, data, seed, plan)}.safetensors"
     if cached.is_file():
         try:
-            safetensors.load_model(model, str(cached))
+            safetensors.load_model(trained, str(cached))
             return
         except Exception:  # a cache that cannot be read is made anew
             cached.unlink(missing_ok=True)
-    optimizer = plan.make(model)
+    source = encode(data.source, data, encoding)
+    optimizer = plan.make(trained)
     steps = plan.epochs * -(-len(data.source) // plan.batch_size)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    model.train()
+    trained.train()
     for epoch in range(plan.epochs):
         order = Epoch(len(data.source), plan.batch_size, seed=seed, epoch=epoch)
         for batch in loader(source, batch_sampler=order):
             optimizer.zero_grad()
-            torch.autograd.backward(task.loss(model, batch))
+            torch.autograd.backward(objective(trained, batch))
             optimizer.step()
             scheduler.step()
         progress("pretraining", epoch + 1, plan.epochs)
     optimizer.zero_grad()
     with contextlib.suppress(InputError):  # a cache that cannot be written is only slower
-        write_bytes(cached, safetensors.save(_once_each(model)))
+        write_bytes(cached, safetensors.save(_once_each(trained)))
+
+
+def _task(model: nn.Module, task: Task) -> tuple[nn.Module, Plan, Objective]:
+    """What is trained, and how."""
+    if isinstance(model, PromptClassifier):
+        return model.clip, CAPTIONED, Contrastive(gather=False)
+    return model, PLANS.get(task.name, CLASSIFIER), task.loss
 
 
 def _once_each(model: nn.Module) -> dict[str, Tensor]:
@@ -105,9 +115,7 @@ def _key(model: nn.Module, data: DataSet, seed: int, plan: Plan) -> str:
     assert data.source is not None
     recipe = (plan, seed, repr(model), torch.__version__)
     digest = hashlib.sha256(repr(recipe).encode())
-    digest.update(data.source.targets.tobytes())
-    inputs = data.source.inputs
-    digest.update(inputs.tobytes() if isinstance(inputs, np.ndarray) else repr(inputs).encode())
+    digest.update(fingerprint([data.source]).encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -34,6 +34,22 @@ def photo_augmentation(size: int) -> Any:
     )
 
 
+def crop_augmentation(size: int) -> Any:
+    """A random part of the image, half of its area or more, scaled to `size`; never mirrored.
+
+    Args:
+        size: Side of the result, in pixels.
+
+    Returns:
+        A module from (n, c, h, w) in [0, 1] to (n, c, size, size).
+
+    Raises:
+        InputError: kornia is not installed.
+    """
+    kornia = require("kornia.augmentation", "vision")
+    return kornia.RandomResizedCrop((size, size), scale=(0.5, 1.0), cropping_mode="slice")
+
+
 def jitter_augmentation() -> Any:
     """A small rotation (10 degrees), shift and scaling (10%): what leaves a digit the same digit.
 

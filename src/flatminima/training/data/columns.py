@@ -12,6 +12,7 @@ from flatminima.training.data.spec import DataSpec
 
 LABELS = ("label", "labels", "target", "class")
 TEXTS = ("text", "sentence", "content")
+CAPTIONS = ("caption", "captions", *TEXTS, "sentences", "title")
 IMAGES = ("image", "img", "image_path", "path", "file", "file_name", "filename")
 
 
@@ -22,7 +23,7 @@ class Columns:
     Attributes:
         kind: What the inputs are.
         inputs: One column; two for pairs of texts; all the features for vectors.
-        label: The column with the label.
+        label: The column with the label; "" for images with texts, which have none.
     """
 
     kind: Kind
@@ -47,7 +48,8 @@ def choose(names: Sequence[str], spec: DataSpec, numeric: Sequence[str], where: 
     if spec.text_column and spec.image_column:
         raise InputError(
             f"both --text-column {spec.text_column} and --image-column {spec.image_column} are "
-            "given: an input is one or the other, leave one out"
+            "given: an input is one or the other, leave one out; or say --task contrastive, for "
+            "images with texts that fit them"
         )
     label = _label(names, spec, where)
     if spec.text_column:
@@ -63,6 +65,39 @@ def choose(names: Sequence[str], spec: DataSpec, numeric: Sequence[str], where: 
             "name the label by --label-column"
         )
     return columns
+
+
+def choose_captioned(names: Sequence[str], spec: DataSpec, where: str) -> Columns:
+    """The columns of the image and of the text that fits it, for the task "contrastive".
+
+    Args:
+        names: All columns.
+        spec: Says which columns the user named.
+        where: How to call the table in an error.
+
+    Raises:
+        InputError: a column is missing, or it is not clear which one is meant.
+    """
+    image = _one_of(names, spec.image_column, IMAGES, "--image-column", where)
+    text = _one_of(names, spec.text_column, CAPTIONS, "--text-column", where)
+    if image == text:
+        raise InputError(f"the column {image!r} of {where} cannot be both image and text")
+    return Columns("captioned", (image, text), "")
+
+
+def _one_of(
+    names: Sequence[str], asked: str | None, usual: Sequence[str], flag: str, where: str
+) -> str:
+    if asked:
+        return named(names, asked, flag, where)
+    found = [name for name in names if name.lower() in usual]
+    if len(found) == 1:
+        return found[0]
+    what = f"several columns of {where} may be it ({', '.join(found)})" if found else ""
+    raise InputError(
+        f"{what or f'no column of {where} is called {usual[0]} or the like'}: name it by {flag}; "
+        f"{_listed(names)}"
+    )
 
 
 def _label(names: Sequence[str], spec: DataSpec, where: str) -> str:

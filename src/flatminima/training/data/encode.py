@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flatminima.errors import InputError
-from flatminima.training.data.examples import DataSet, Examples
+from flatminima.training.data.examples import Captioned, DataSet, Examples
 
 if TYPE_CHECKING:
     from flatminima.training.data.encoded import Encoded
@@ -45,6 +45,8 @@ class Encoding:
         flatten: Give one vector per example, as a multilayer perceptron takes.
         decoder_start: The token that the decoder of an encoder-decoder model begins with; None for
             other models.
+        among_own: Tell the model of each image whether its class is novel, as `PromptClassifier`
+            wants to know.
     """
 
     tokenizer: Tokenizer | None = None
@@ -54,6 +56,7 @@ class Encoding:
     channels: int | None = None
     flatten: bool = False
     decoder_start: int | None = None
+    among_own: bool = False
 
     @classmethod
     def from_image_processor(cls, processor: Any, *, channels: int | None = 3) -> Encoding:
@@ -84,7 +87,9 @@ def encode(
 
     yields {"inputs": float tensor (b, ...) or dict of tensors, "targets": int64 (b,), "index":
     int64 (b,)}, the index being the position in `examples`. Texts are tokenized here, once, and
-    padded to the longest of their batch. Files of images are decoded when asked for.
+    padded to the longest of their batch. Files of images are decoded when asked for. Images with
+    texts are a mapping of both, and the batch has "pair" too, int64 (b, 2): which image and which
+    text of `examples` each is, whatever the batch.
 
     Args:
         examples: One of the parts of `dataset`.
@@ -97,25 +102,32 @@ def encode(
         InputError: texts without a tokenizer or padding token, images without a size, channels that
             do not fit, or a package that is not installed.
     """
-    from flatminima.training.data.encoded import encode_images, encode_texts, encode_vectors
+    from flatminima.training.data.encoded import (
+        encode_captioned,
+        encode_images,
+        encode_texts,
+        encode_vectors,
+    )
 
     encoding = encoding or Encoding()
     if dataset.task == "rationales":
         from flatminima.training.data.asked import encode_rationales
 
         return encode_rationales(examples, encoding, dataset.spec.max_length)
+    augment = augment and dataset.spec.augment == "standard"
+    size = dataset.spec.image_size or encoding.size
     if dataset.kind == "text":
         return encode_texts(examples, encoding, dataset.spec.max_length)
     if (encoding.mean is None) != (encoding.std is None):
         raise InputError("an encoding with a mean needs a std, and the reverse: give both")
     if encoding.std is not None and min(encoding.std) <= 0:
         raise InputError(f"the std of an encoding is {encoding.std}: it must be positive")
+    if isinstance(examples.inputs, Captioned):
+        return encode_captioned(examples, encoding, size, dataset.spec.max_length, augment=augment)
     if dataset.kind in ("vector", "measurement"):
         return encode_vectors(examples, encoding, shuffled=dataset.kind == "vector")
-    size = dataset.spec.image_size or encoding.size
-    return encode_images(
-        examples, encoding, size, augment=augment and dataset.spec.augment == "standard"
-    )
+    novel = dataset.novel if encoding.among_own else ()
+    return encode_images(examples, encoding, size, augment=augment, novel=novel)
 
 
 def _side(size: Any) -> int | None:

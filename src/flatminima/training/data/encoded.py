@@ -13,9 +13,14 @@ from torch.utils.data import Dataset
 
 from flatminima.errors import InputError
 from flatminima.training.data import images
-from flatminima.training.data.augment import augmented, jitter_augmentation, photo_augmentation
+from flatminima.training.data.augment import (
+    augmented,
+    crop_augmentation,
+    jitter_augmentation,
+    photo_augmentation,
+)
 from flatminima.training.data.encode import Encoding, Tokenizer
-from flatminima.training.data.examples import Examples
+from flatminima.training.data.examples import Captioned, Examples, Images
 
 Batch: TypeAlias = dict[str, Any]
 Reader: TypeAlias = Callable[[Sequence[int]], Tensor | dict[str, Tensor]]
@@ -51,6 +56,19 @@ class Encoded(Dataset[Batch]):
         return found if self.domains is None else {**found, "domain": self.domains[index]}
 
 
+class EncodedPairs(Encoded):
+    """Images with texts, which say which image and which text they are."""
+
+    def __init__(self, read: Reader, examples: Examples, pairs: Tensor) -> None:
+        super().__init__(read, examples)
+        self.pairs = pairs
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The batch at `indices`."""
+        found = super().__getitems__(indices)
+        return {**found, "pair": self.pairs[found["index"]]}
+
+
 def collate(batch: Any) -> Batch:
     """For `DataLoader(collate_fn=...)`: what `Encoded` gives is a whole batch already."""
     whole: Batch = batch
@@ -64,22 +82,69 @@ def encode_vectors(examples: Examples, encoding: Encoding, shuffled: bool = True
 
 
 def encode_images(
-    examples: Examples, encoding: Encoding, size: int | None, *, augment: bool
+    examples: Examples,
+    encoding: Encoding,
+    size: int | None,
+    *,
+    augment: bool,
+    novel: Sequence[int] = (),
 ) -> Encoded:
     """Images of one size, perhaps augmented, then normalized, then perhaps flattened.
+
+    Args:
+        examples: Images, or their files or bytes.
+        encoding: What the model needs.
+        size: Side in pixels; None leaves them as they are.
+        augment: Change them at random.
+        novel: Classes; where there are some, the model is told whether an image is of one.
 
     Raises:
         InputError: files are to be augmented, but no size is given.
     """
-    if isinstance(examples.inputs, np.ndarray):
-        arrays = torch.from_numpy(examples.inputs)
-        module = jitter_augmentation() if augment else None
-        return Encoded(_Arrays(arrays, encoding, size, module), examples)
-    if augment and size is None:
+    images: Any = examples.inputs
+    read = _image_reader(images, encoding, size, photo_augmentation if augment else None)
+    if novel:
+        is_novel = np.isin(examples.targets, np.array(novel))
+        return Encoded(_Told(read, torch.from_numpy(is_novel)), examples)
+    return Encoded(read, examples)
+
+
+def _image_reader(
+    images: Images,
+    encoding: Encoding,
+    size: int | None,
+    augmentation: Callable[[int], Any] | None,
+) -> Reader:
+    if isinstance(images, np.ndarray):
+        module = None if augmentation is None else jitter_augmentation()
+        return _Arrays(torch.from_numpy(images), encoding, size, module)
+    if augmentation is not None and size is None:
         raise InputError("augmented images need a size: give one (--image-size)")
-    module = photo_augmentation(size) if augment and size is not None else None
-    files = [item for item in examples.inputs if isinstance(item, Path | bytes)]
-    return Encoded(_Files(files, encoding, size, module), examples)
+    module = augmentation(size) if augmentation is not None and size is not None else None
+    files = [item for item in images if isinstance(item, Path | bytes)]
+    return _Files(files, encoding, size, module)
+
+
+def encode_captioned(
+    examples: Examples,
+    encoding: Encoding,
+    size: int | None,
+    max_length: int,
+    *,
+    augment: bool,
+) -> EncodedPairs:
+    """Images as `pixel_values` and texts as `input_ids` and `attention_mask`.
+
+    Augmented images are cropped and not mirrored: a text may say what is on the left.
+
+    Raises:
+        InputError: there is no tokenizer, or files are to be augmented, but no size is given.
+    """
+    inputs = examples.inputs
+    assert isinstance(inputs, Captioned)
+    images = _image_reader(inputs.images, encoding, size, crop_augmentation if augment else None)
+    tokens = _Tokens(tokenized(inputs.texts, encoding.tokenizer, max_length), encoding.tokenizer)
+    return EncodedPairs(_Both(images, tokens), examples, torch.from_numpy(inputs.pairs()))
 
 
 def encode_texts(examples: Examples, encoding: Encoding, max_length: int) -> Encoded:
@@ -89,6 +154,18 @@ def encode_texts(examples: Examples, encoding: Encoding, max_length: int) -> Enc
         InputError: there is no tokenizer, or it has no padding token.
     """
     tokenizer = encoding.tokenizer
+    rows = tokenized(list(examples.inputs), tokenizer, max_length)
+    return Encoded(_Tokens(rows, tokenizer), examples)
+
+
+def tokenized(
+    texts: Sequence[Any], tokenizer: Tokenizer | None, max_length: int
+) -> list[dict[str, Any]]:
+    """What a tokenizer gives for each text or pair of texts.
+
+    Raises:
+        InputError: there is no tokenizer, or it has no padding token.
+    """
     if tokenizer is None:
         raise InputError("texts need a tokenizer, and this model brings none: choose a text model")
     if tokenizer.pad_token is None:
@@ -96,24 +173,21 @@ def encode_texts(examples: Examples, encoding: Encoding, max_length: int) -> Enc
             "the tokenizer has no padding token: set tokenizer.pad_token, for instance to its "
             "eos_token, and the model's config.pad_token_id to match"
         )
-    texts = list(examples.inputs)
     length = max_length
     limit = getattr(tokenizer, "model_max_length", None)
     if isinstance(limit, int):
         length = min(length, limit)
     if not texts:
-        rows: list[dict[str, Any]] = []
-    else:
-        paired = isinstance(texts[0], tuple)
-        tokens = tokenizer(
-            [text[0] for text in texts] if paired else [str(text) for text in texts],
-            [text[1] for text in texts] if paired else None,
-            truncation=True,
-            max_length=length,
-        )
-        names = list(tokens)
-        rows = [{name: tokens[name][row] for name in names} for row in range(len(texts))]
-    return Encoded(_Tokens(rows, tokenizer), examples)
+        return []
+    paired = isinstance(texts[0], tuple)
+    tokens = tokenizer(
+        [text[0] for text in texts] if paired else [str(text) for text in texts],
+        [text[1] for text in texts] if paired else None,
+        truncation=True,
+        max_length=length,
+    )
+    names = list(tokens)
+    return [{name: tokens[name][row] for name in names} for row in range(len(texts))]
 
 
 class _Arrays:
@@ -178,13 +252,45 @@ class _Files:
 
 
 class _Tokens:
-    def __init__(self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> None:
+    def __init__(self, rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer | None) -> None:
+        assert tokenizer is not None
         self.rows = rows
         self.tokenizer = tokenizer
 
     def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         padded = self.tokenizer.pad([self.rows[index] for index in indices], return_tensors="pt")
         return dict(padded)
+
+
+class _Both:
+    """An image and a text, by the names that dual encoders of transformers call them."""
+
+    def __init__(self, images: Reader, tokens: _Tokens) -> None:
+        self.images = images
+        self.tokens = tokens
+
+    def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        texts = self.tokens(indices)
+        pixels = self.images(indices)
+        assert isinstance(pixels, Tensor)
+        return {"pixel_values": pixels, **{name: texts[name] for name in READ}}
+
+
+READ = ("input_ids", "attention_mask")
+"""Of what a tokenizer gives, that which every dual encoder takes."""
+
+
+class _Told:
+    """Images, and of each whether its class is novel."""
+
+    def __init__(self, images: Reader, novel: Tensor) -> None:
+        self.images = images
+        self.novel = novel
+
+    def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        pixels = self.images(indices)
+        assert isinstance(pixels, Tensor)
+        return {"pixel_values": pixels, "novel": self.novel[list(indices)]}
 
 
 class _Finish:

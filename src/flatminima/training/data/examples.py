@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +14,75 @@ from numpy.typing import NDArray
 from flatminima.training.data.numbers import Scale
 from flatminima.training.data.spec import DataSpec
 
-Kind = Literal["vector", "image", "text", "measurement"]
+Kind = Literal["vector", "image", "text", "captioned", "measurement"]
 Targets: TypeAlias = NDArray[np.int64]
 """Class indices."""
+Images: TypeAlias = NDArray[np.float32] | Sequence[Path | bytes]
+"""Images (n, c, h, w) in [0, 1], or their files or bytes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Captioned:
+    """Images, each with a text; one that has several texts is there several times.
+
+    Attributes:
+        images: n of them.
+        texts: As many.
+    """
+
+    images: Images
+    texts: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.texts):
+            raise ValueError(f"{len(self.images)} images for {len(self.texts)} texts")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> tuple[Any, str]:
+        return self.images[index], self.texts[index]
+
+    def __iter__(self) -> Iterator[tuple[Any, str]]:
+        return zip(self.images, self.texts, strict=True)
+
+    def take(self, indices: NDArray[np.integer[Any]]) -> Captioned:
+        """The pairs at `indices`, in that order."""
+        return Captioned(_chosen(self.images, indices), _chosen(self.texts, indices))
+
+    def pairs(self) -> NDArray[np.int64]:
+        """Which image and which text each pair has, shape (n, 2); the same number, the same one."""
+        images: list[Any] = (
+            [image.tobytes() for image in self.images]
+            if isinstance(self.images, np.ndarray)
+            else list(self.images)
+        )
+        return np.stack([_numbered(images), _numbered(list(self.texts))], axis=1)
+
+
 Inputs: TypeAlias = (
     NDArray[np.float32]
+    | Images
     | Sequence[str]
     | Sequence[tuple[str, str]]
     | Sequence[tuple[str, str, str]]
-    | Sequence[Path | bytes]
+    | Captioned
 )
-"""Vectors (n, d); images (n, c, h, w) in [0, 1], or their files or bytes; texts, pairs or triples
-of question, rationale and answer."""
+"""Vectors (n, d); images; texts, pairs of texts or triples of question, rationale and answer; or
+images with texts."""
+
+
+def _chosen(inputs: Any, indices: NDArray[np.integer[Any]]) -> Any:
+    if isinstance(inputs, np.ndarray):
+        return inputs[indices]
+    if isinstance(inputs, Captioned):
+        return inputs.take(indices)
+    return [inputs[int(index)] for index in indices]
+
+
+def _numbered(things: list[Any]) -> NDArray[np.int64]:
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(thing, len(numbers)) for thing in things], dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +110,7 @@ class Examples:
     def take(self, indices: NDArray[np.integer[Any]]) -> Examples:
         """The examples at `indices`, in that order."""
         domains = None if self.domains is None else self.domains[indices]
-        if isinstance(self.inputs, np.ndarray):
-            return Examples(self.inputs[indices], self.targets[indices], domains)
-        chosen = [self.inputs[int(index)] for index in indices]
-        return Examples(cast(Inputs, chosen), self.targets[indices], domains)
+        return Examples(_chosen(self.inputs, indices), self.targets[indices], domains)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +128,8 @@ class Raw:
         details: What the source adds to the report (JSON values).
         task: The name of the task that it is.
         domains: Names of the domains, where the examples are of several.
+        prompts: A text for each class, for models that read; empty for the usual ones.
+        novel: Classes that are in the test set only.
     """
 
     name: str
@@ -86,6 +142,8 @@ class Raw:
     details: dict[str, Any] = field(default_factory=dict)
     task: str = "classification"
     domains: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    novel: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,18 +152,21 @@ class DataSet:
 
     Attributes:
         name: How to call it in a report.
-        kind: What the inputs are: vectors, images or texts.
+        kind: What the inputs are: vectors, images, texts, or images with texts.
         classes: Names of the classes; a target is an index into them. Empty for regression.
         train: To train on; its targets carry the label noise.
         validation: To choose by; empty where the validation fraction is 0.
         test: To report on.
-        source: The task to pretrain on, if the data set brings one (same classes and shapes).
+        source: The task to pretrain on, if the data set brings one: of the same classes and shapes,
+            or images with texts.
         clean_targets: The targets of `train` before label noise, shape (len(train),); numbers in
             their own unit.
         report: What was read, kept and changed, in JSON values.
         spec: What the user asked for.
         task: The name of the task that it is.
         domains: Names of the domains, where the examples are of several.
+        prompts: A text for each class, for models that read; empty for the usual ones.
+        novel: Classes that are in the test set only.
         scale: What the targets of all parts were standardized by, where they are numbers.
     """
 
@@ -121,6 +182,8 @@ class DataSet:
     spec: DataSpec
     task: str = "classification"
     domains: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    novel: tuple[int, ...] = ()
     scale: Scale = field(default_factory=Scale)
 
     @property
@@ -134,10 +197,16 @@ def fingerprint(parts: Iterable[Examples]) -> str:
     digest = hashlib.sha256()
     for examples in parts:
         digest.update(examples.targets.tobytes())
-        if isinstance(examples.inputs, np.ndarray):
-            digest.update(examples.inputs.tobytes())
-            continue
-        for entry in examples.inputs:
-            known = (entry.name, entry.stat().st_size) if isinstance(entry, Path) else entry
-            digest.update(known if isinstance(known, bytes) else repr(known).encode())
+        inputs = examples.inputs
+        for part in (inputs.images, inputs.texts) if isinstance(inputs, Captioned) else (inputs,):
+            _digest(digest, part)
     return digest.hexdigest()[:16]
+
+
+def _digest(digest: Any, inputs: Any) -> None:
+    if isinstance(inputs, np.ndarray):
+        digest.update(inputs.tobytes())
+        return
+    for entry in inputs:
+        known = (entry.name, entry.stat().st_size) if isinstance(entry, Path) else entry
+        digest.update(known if isinstance(known, bytes) else repr(known).encode())

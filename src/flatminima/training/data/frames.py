@@ -52,7 +52,7 @@ def assemble(
             or an image cannot be read.
     """
     for split, frame in frames.items():
-        _check_shape(frame, columns, where[split])
+        check_shape(frame, (*columns.inputs, columns.label), where[split])
     labels = {split: cells(frame, columns.label) for split, frame in frames.items()}
     classes: tuple[str, ...] = ()
     targets: Mapping[str, NDArray[Any]]
@@ -67,7 +67,7 @@ def assemble(
         elif columns.kind == "text":
             splits[split] = Examples(_texts(frame, columns, where[split]), targets[split])
         else:
-            images, names = _images(frame, columns.inputs[0], folder, where[split])
+            images, names = image_cells(frame, columns.inputs[0], folder, where[split])
             good, bad = sound(images, names, on_bad_file, progress)
             skipped += bad
             splits[split] = Examples(images, targets[split]).take(good)
@@ -96,11 +96,16 @@ def cells(frame: DataFrame, column: str) -> list[object]:
     ]
 
 
-def _check_shape(frame: DataFrame, columns: Columns, where: str) -> None:
+def check_shape(frame: DataFrame, wanted: Sequence[str], where: str) -> None:
+    """Refuse a table that has no rows or lacks a column.
+
+    Raises:
+        InputError: so it is.
+    """
     if len(frame) == 0:
         raise InputError(f"{where} has no rows: add some, or remove it")
     present = list(frame.columns)
-    for name in (*columns.inputs, columns.label):
+    for name in wanted:
         if name not in present:
             raise InputError(
                 f"{where} has no column {name!r}, which the training table has: "
@@ -155,9 +160,14 @@ def _features(frame: DataFrame, columns: Columns, where: str) -> Inputs:
     return single
 
 
-def _images(
+def image_cells(
     frame: DataFrame, column: str, folder: Path, where: str
 ) -> tuple[list[Path | bytes], list[str]]:
+    """The image of each row, a file or its bytes, and how to call it.
+
+    Raises:
+        InputError: a cell has none.
+    """
     images: list[Path | bytes] = []
     names = []
     for row, cell in enumerate(cells(frame, column), start=1):

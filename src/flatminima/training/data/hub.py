@@ -9,7 +9,8 @@ from typing import Any
 
 from flatminima.errors import InputError, require
 from flatminima.progress import Progress
-from flatminima.training.data.columns import choose
+from flatminima.training.data import captions
+from flatminima.training.data.columns import choose, choose_captioned
 from flatminima.training.data.examples import Raw
 from flatminima.training.data.frames import assemble
 from flatminima.training.data.rationales import of_frames
@@ -45,6 +46,8 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
         progress("reading data set", 1, 1)
         return of_frames(read, spec, name=name, where=where)
     features = splits["train"].features
+    if spec.task == "contrastive":
+        return _captioned(splits, unused, spec, seed, local, progress)
     columns = choose(
         list(features),
         spec,
@@ -73,6 +76,36 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
         task=spec.task,
     )
     raw.details.update(unused_splits=unused, splits_without_labels=hidden)
+    return raw
+
+
+def _captioned(
+    splits: Mapping[str, Any],
+    unused: list[str],
+    spec: DataSpec,
+    seed: int,
+    local: Path,
+    progress: Progress,
+) -> Raw:
+    columns = choose_captioned(list(splits["train"].features), spec, spec.data)
+    frames = {
+        split: _undecoded(
+            part.select_columns([name for name in columns.inputs if name in part.features])
+        ).to_pandas()
+        for split, part in splits.items()
+    }
+    progress("reading data set", 1, 1)
+    raw = captions.assemble(
+        frames,
+        columns,
+        spec,
+        seed,
+        name=local.resolve().name if local.is_dir() else spec.data,
+        where={split: f"the {split} split of {spec.data}" for split in frames},
+        folder=local if local.is_dir() else Path(),
+        progress=progress,
+    )
+    raw.details.update(unused_splits=unused)
     return raw
 
 

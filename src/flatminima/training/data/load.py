@@ -23,6 +23,7 @@ from flatminima.training.data import (
     hub,
     matrix_sensing,
     pydocs,
+    scenes,
     table,
 )
 from flatminima.training.data.examples import DataSet, Examples, Raw, Targets, fingerprint
@@ -43,6 +44,8 @@ SOURCES: dict[str, Source] = {
     "glyphs": glyphs.load,
     "matrix-sensing": matrix_sensing.load,
     "pydocs": pydocs.load,
+    "scene-classes": scenes.load_classes,
+    "scenes": scenes.load,
 }
 """The built-in data sets, by name; some take options in brackets."""
 
@@ -112,6 +115,8 @@ def load(spec: DataSpec, seed: int, progress: Progress | None = None) -> DataSet
         spec=spec,
         task=raw.task,
         domains=raw.domains,
+        prompts=raw.prompts,
+        novel=raw.novel,
         scale=scale or Scale(),
     )
 
@@ -126,7 +131,7 @@ def check_augmentation(augment: str, data: Raw | DataSet) -> None:
     Raises:
         InputError: `data` holds texts or vectors, and `augment` is not "none".
     """
-    if augment != "none" and data.kind != "image":
+    if augment != "none" and data.kind not in ("image", "captioned"):
         raise InputError(
             f"augment {augment!r} changes images, and {data.name} holds {data.kind}s: "
             "leave it out (--augment none)"

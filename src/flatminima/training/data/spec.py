@@ -13,7 +13,7 @@ from flatminima.errors import InputError, unknown
 
 OnBadFile = Literal["stop", "skip"]
 Augment = Literal["none", "standard"]
-Task = Literal["classification", "regression", "rationales"]
+Task = Literal["classification", "regression", "rationales", "contrastive"]
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,14 @@ class DataSpec:
     """Which data to train on, and how it is divided, corrupted and augmented.
 
     Attributes:
-        data: A built-in name ("diabetes", "digits", "glyphs", "pydocs"), a path (a folder of images
-            with one sub-folder per class; a .csv, .tsv, .jsonl or .parquet file; a folder with
-            train.csv, test.csv, ...; a copy written by `datasets.save_to_disk`), or a Hugging Face
-            id, `owner/name` or `owner/name:configuration`.
-        task: What the labels are: classes, or numbers to be predicted; or questions with rationales
-            and answers in their place. None: as the data set has it; the labels of tables and of
-            the Hub are classes unless this says otherwise.
+        data: A built-in name ("diabetes", "digits", "glyphs", "pydocs", "scenes",
+            "scene-classes"), a path (a folder of images with one sub-folder per class; a .csv,
+            .tsv, .jsonl or .parquet file; a folder with train.csv, test.csv, ...; a copy written by
+            `datasets.save_to_disk`), or a Hugging Face id, `owner/name` or
+            `owner/name:configuration`.
+        task: What the data are for: classes; numbers to be predicted; questions with rationales and
+            answers; or images with texts that fit them, which need no labels. None: as the data set
+            has it; the labels of tables and of the Hub are classes unless this says otherwise.
         label_bin: Width of the bins that the labels of a regression are counted in, in their unit.
             None: a hundredth of the range of the training labels.
         few_shot: A label is few-shot where its bin has fewer training labels than this.
@@ -61,8 +62,8 @@ class DataSpec:
     task: Task | None = field(
         default=None,
         metadata={
-            "help": "what labels are: classes, or numbers; or rationales, for a table of "
-            "questions, rationales and answers (default: as the data have it)"
+            "help": "what the data are for: classes, numbers to predict, questions with rationales "
+            "and answers, or images with texts that fit them (default: as the data have it)"
         },
     )
     label_bin: float | None = field(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from flatminima.errors import InputError, require
 from flatminima.progress import Progress
-from flatminima.training.data.columns import check_unique, choose
+from flatminima.training.data import captions
+from flatminima.training.data.columns import check_unique, choose, choose_captioned
 from flatminima.training.data.examples import Raw
 from flatminima.training.data.frames import assemble
 from flatminima.training.data.rationales import of_frames
@@ -40,6 +41,17 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
     if spec.task == "rationales":
         return of_frames(frames, spec, name=path.resolve().stem, where=where)
     train = frames["train"]
+    if spec.task == "contrastive":
+        return captions.assemble(
+            frames,
+            choose_captioned(list(train.columns), spec, where["train"]),
+            spec,
+            seed,
+            name=path.resolve().stem,
+            where=where,
+            folder=files["train"].parent,
+            progress=progress,
+        )
     is_number = require("pandas", "tables").api.types.is_numeric_dtype
     numeric = [name for name in train.columns if is_number(train[name])]
     columns = choose(list(train.columns), spec, numeric, where["train"])

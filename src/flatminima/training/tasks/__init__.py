@@ -1,7 +1,9 @@
 """What a run is about, one file per kind of task."""
 
 from flatminima.training.data.examples import DataSet
+from flatminima.training.tasks.base_to_novel import BaseToNovel
 from flatminima.training.tasks.classification import Classification
+from flatminima.training.tasks.contrastive import ImagesAndTexts
 from flatminima.training.tasks.cosines import CosineSum
 from flatminima.training.tasks.matrix_sensing import MatrixSensing
 from flatminima.training.tasks.rationales import Rationales
@@ -10,7 +12,16 @@ from flatminima.training.tasks.shots import Shots
 from flatminima.training.tasks.task import Saw, Task, evaluating
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Classification, Regression, MatrixSensing, CosineSum, Rationales)
+    task.name: task
+    for task in (
+        Classification,
+        Regression,
+        Rationales,
+        ImagesAndTexts,
+        BaseToNovel,
+        MatrixSensing,
+        CosineSum,
+    )
 }
 
 
@@ -21,8 +32,10 @@ def task_of(data: DataSet) -> Task:
 
 __all__ = [
     "TASKS",
+    "BaseToNovel",
     "Classification",
     "CosineSum",
+    "ImagesAndTexts",
     "MatrixSensing",
     "Rationales",
     "Regression",

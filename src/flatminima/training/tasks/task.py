@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from flatminima.objectives import Objective, Supervised
+from flatminima.training.data.encode import Encoding
 from flatminima.training.data.examples import DataSet
 
 Saw = Callable[[Any], None]
@@ -22,7 +23,7 @@ class Task:
     Attributes:
         name: As data sets and cards of objectives call it.
         objective: The objective that is minimized where the recipe names none.
-        metrics: What `score` gives, the same names for each part of a data set.
+        metrics: What `score` gives of each part of a data set; it may give more of some.
         goal: The metric that a best checkpoint is chosen by.
         higher_is_better: Of the goal.
         loss: What is tested and measured, whatever was minimized: the mean over samples.
@@ -39,6 +40,15 @@ class Task:
     def of(cls, data: DataSet) -> Task:
         """The task as a data set has it."""
         return cls()
+
+    def read_by(self, data: DataSet, encoding: Encoding) -> Task:
+        """The task as a model sees it, where what it is scored by must be encoded too.
+
+        Args:
+            data: Whose task it is.
+            encoding: What the model needs of its inputs.
+        """
+        return self
 
     def score(
         self,
