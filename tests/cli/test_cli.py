@@ -57,6 +57,21 @@ def test_measuring_a_run_gives_its_own_numbers_again(tmp_path, capsys):
     assert again["loss"] == pytest.approx(at_the_end["loss"], rel=1e-6)
 
 
+def test_a_self_tuned_run_says_what_it_found_and_is_measured_as_an_ordinary_model(tmp_path, capsys):
+    out = tmp_path / "a"
+    tune = ["--perturb", "nso", "--tune", "sigma,weight_decay", "--validation-fraction", "0.3"]
+    code, printed, _ = run(capsys, "finetune", *tune, *RUN, "--out", out)
+    assert code == 0
+    assert "tuned sigma" in printed
+    assert "tuned weight_decay" in printed
+    results = json.loads((out / "results.json").read_text())
+    for where in (out, out / "checkpoints/last"):
+        run(capsys, "measure", where, "--out", tmp_path / "m.json")
+        again = json.loads((tmp_path / "m.json").read_text())
+        assert again["loss"] == pytest.approx(results["curvature"]["loss"], rel=1e-5)
+        (tmp_path / "m.json").unlink()
+
+
 def test_measuring_to_an_error_within_a_budget_with_a_picture(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     out, plot = tmp_path / "a", tmp_path / "flatness.png"

@@ -88,6 +88,13 @@ def test_ranks_stay_identical(two_ranks, method):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_ranks_that_tune_themselves_have_the_same_knobs(two_ranks):
+    tune = {"tune": "sigma,weight_decay,input_noise", "validation_fraction": 0.3}
+    first, second = two_ranks("nso", tune_warmup=0.0, **tune)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert first["1.home"].abs().min() > 0.01
+
+
 def test_ranks_agree_on_when_to_stop_early(tmp_path):
     # BatchNorm statistics are each process's own, so their validation scores differ.
     values = {"model": "cnn", "lr": 0.1, "early_stopping": 1, "validation_fraction": 0.3}

@@ -96,5 +96,7 @@ def _shown(results: dict[str, Any]) -> dict[str, str]:
         shown["top_eigenvalue"] = str(report.top_eigenvalue)
         if report.perturbation_gap is not None:
             shown["perturbation_gap"] = f"{report.perturbation_gap} at sigma {report.sigma:g}"
+    for name, value in results.get("tuned", {}).get("values", {}).items():
+        shown[f"tuned {name}"] = f"{value:.4g}"
     peak = shown.pop("peak_bytes")
     return {**shown, "peak_memory": f"{float(peak) / 2**20:.0f} MiB"}

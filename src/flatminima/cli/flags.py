@@ -22,6 +22,7 @@ TITLES = {
     "perturb": "where the gradient is taken",
     "optimizer": "optimizer",
     "loop": "training",
+    "tune": "tuning by validation",
     "measure": "measuring",
 }
 

@@ -6,7 +6,7 @@ import copy
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ from flatminima.training.data.examples import DataSet
 from flatminima.training.data.load import check_augmentation
 from flatminima.training.data.load import load as load_data
 from flatminima.training.directory import RunDirectory
+from flatminima.training.input_noise import NoisyInputs
+from flatminima.training.knobs import asked_knobs, check_data
 from flatminima.training.language_models import TINY
 from flatminima.training.logs import Log
 from flatminima.training.methods import (
@@ -56,10 +58,17 @@ from flatminima.training.methods import (
 from flatminima.training.pretrain import pretrain
 from flatminima.training.prompting import PromptClassifier
 from flatminima.training.recipe import Recipe, parse_method
+from flatminima.training.self_tuned import (
+    RESPONSE,
+    SelfTunedRun,
+    SelfTunedWeights,
+    check_self_tuned,
+)
 from flatminima.training.specs import LoopSpec, OptimizerSpec
 from flatminima.training.state import Run
 from flatminima.training.tasks import Task, task_of
 from flatminima.training.threads import fitting_threads
+from flatminima.tuning import Knob, Knobs
 
 MIXES = "mixes the numbers of two inputs"
 KINDS = {
@@ -78,11 +87,13 @@ class Prepared:
         recipe: With its defaults filled in.
         data: The data set.
         built: The model on the CPU, pretrained, and what it needs of its inputs.
+        tuned: What a tuner before the run found; None where none was asked for.
     """
 
     recipe: Recipe
     data: DataSet
     built: Built
+    tuned: dict[str, Any] | None = None
 
     @property
     def task(self) -> Task:
@@ -109,6 +120,8 @@ def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     places = {"data": recipe.data.data, "model": name}
     recipe = recipe.but(**{key: _absolute(place) for key, place in places.items()})
     recipe = recipe.resolved(built.family, built.random_weights, own_base)
+    if recipe.tune.tune:
+        check_data(asked_knobs(recipe), data)
     of_ours = built.family == "builtin" or isinstance(built.model, PromptClassifier)
     starts_anew = name == TINY or (of_ours and built.random_weights)
     if starts_anew and recipe.model.pretrain and data.source is not None:
@@ -135,7 +148,8 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
     # Parameters that it adds must be there before they are shared among processes and optimized.
     free = reparam(recipe, prepared.built.model.to(accelerator.device))
     model = accelerator.prepare_model(prepared.built.model)
-    base = _base_optimizer(model, recipe.optimizer, len(data.train))
+    knobs = self_tuned_knobs(recipe)
+    base = _base_optimizer(model, _but_tuned(recipe), len(data.train), _responses(recipe, knobs))
     per_epoch = batches_per_epoch(
         len(data.train), recipe.loop.batch_size, accelerator.num_processes
     )
@@ -153,16 +167,33 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
     minimized = objective(recipe, data)
     if isinstance(minimized, ConR) and not prepared.built.encoding.flatten:
         minimized.views = views_of(data, prepared.built.encoding)
-    if isinstance(minimized, Remembering):
+    remembering = minimized if isinstance(minimized, Remembering) else None
+    if remembering is not None:
         bare = accelerator.unwrap_model(model)
-        minimized.begin(Setting(len(data.train), data.outputs, total, per_epoch, bare))
-        minimized.to(accelerator.device)
+        remembering.begin(Setting(len(data.train), data.outputs, total, per_epoch, bare))
+        remembering.to(accelerator.device)
     check_gathering(minimized, recipe, accelerator.num_processes)
+    if recipe.objective.input_noise:
+        minimized = NoisyInputs(minimized, recipe.objective.input_noise)
     validation = None
     if len(data.validation):
         validation = encode(data.validation, data, prepared.built.encoding)
     else:
         _check_choosing(recipe, data)
+    tuned = None
+    if knobs:
+        tuned = SelfTunedRun(
+            accelerator,
+            accelerator.unwrap_model(model),
+            optimizer,
+            Knobs(knobs, device=accelerator.device, seed=recipe.loop.seed, from_start=True),
+            minimized,
+            prepared.task.loss,
+            validation,
+            recipe,
+            total,
+        )
+        minimized = tuned.objective
     return Run(
         accelerator=accelerator,
         model=model,
@@ -171,7 +202,8 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
         objective=free.objective(minimized),
         reparam=free,
         task=prepared.task,
-        remembering=minimized if isinstance(minimized, Remembering) else None,
+        remembering=remembering,
+        tuned=tuned,
         train=encode(data.train, data, prepared.built.encoding, augment=True),
         validation=validation,
         spec=recipe.loop,
@@ -249,8 +281,37 @@ def reparam(recipe: Recipe, model: torch.nn.Module) -> Reparam:
     Raises:
         InputError: no such reparametrization, or options that it does not have.
     """
+    knobs = self_tuned_knobs(recipe)
+    if knobs:
+        return SelfTunedWeights(model, len(knobs), recipe.loop.seed)
     name, given = parse_brackets(recipe.reparam.reparam)
     return make_reparam(name, model, **given)
+
+
+def self_tuned_knobs(recipe: Recipe) -> dict[str, Knob]:
+    """The knobs that are tuned while training, {} where none are.
+
+    Raises:
+        InputError: something that cannot be tuned so.
+    """
+    if not recipe.tune.tune or recipe.tune.tuner != "stn":
+        return {}
+    check_self_tuned(recipe)
+    return asked_knobs(recipe)
+
+
+def _responses(recipe: Recipe, knobs: Mapping[str, Knob]) -> dict[str, Any] | None:
+    """The settings of the responses: noise is of the weights that they make, so not of them."""
+    if not knobs:
+        return None
+    strength = card(parse_method(recipe.perturb.perturb)[0]).strength
+    return {strength: 0.0} if strength else {"weight_decay": 0.0}
+
+
+def _but_tuned(recipe: Recipe) -> OptimizerSpec:
+    """The optimizer's settings, without a weight decay that is tuned in the loss."""
+    tuned = "weight_decay" in self_tuned_knobs(recipe)
+    return recipe.but(weight_decay=0.0).optimizer if tuned else recipe.optimizer
 
 
 def restore(prepared: Prepared, found: Checkpoint) -> None:
@@ -314,7 +375,7 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
             raise InputError(
                 f"none of {', '.join(methods)} has an option --{option.replace('_', '-')}"
             )
-    prepared = prepare(recipe.but(pretrain=False, perturb="plain", **SHARED_OPTIONS))
+    prepared = prepare(recipe.but(pretrain=False, perturb="plain", tune=None, **SHARED_OPTIONS))
     recipes = {}
     for method, known in takes.items():
         foreign = {k: v for k, v in SHARED_OPTIONS.items() if k not in known}
@@ -326,6 +387,10 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
         perturbed(_base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
         check_augmentation(ready.data.augment, prepared.data)
         objective(ready, prepared.data)
+        ready = ready.but(tune=ready.tune.tune or said["tune"])
+        if ready.tune.tune:
+            check_data(asked_knobs(ready), prepared.data)
+            self_tuned_knobs(ready)
         if ready.reparam.reparam != "none":
             reparam(ready, copy.deepcopy(prepared.built.model))
         if not len(prepared.data.validation):
@@ -404,14 +469,23 @@ def _check_choosing(recipe: Recipe, data: DataSet) -> None:
 
 
 def _base_optimizer(
-    model: torch.nn.Module, spec: OptimizerSpec, samples: int
+    model: torch.nn.Module,
+    spec: OptimizerSpec,
+    samples: int,
+    responses: dict[str, Any] | None = None,
 ) -> torch.optim.Optimizer:
-    """The base optimizer; weight decay spares biases and norms, as fine-tuning does."""
+    """The base optimizer; weight decay spares biases and norms, as fine-tuning does.
+
+    `responses` are the settings of the parameters that only answer to knobs, where there are some.
+    """
     # Names, so that the noise of a tensor does not depend on the order of the groups.
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
+    answers = [n for n in trainable if responses and n[0].rpartition(".")[2] in RESPONSE]
+    trainable = [n for n in trainable if not (responses and n[0].rpartition(".")[2] in RESPONSE)]
+    groups: list[dict[str, Any]] = [
         {"params": [n for n in trainable if n[1].dim() > 1], "weight_decay": spec.weight_decay},
         {"params": [n for n in trainable if n[1].dim() <= 1], "weight_decay": 0.0},
+        {"params": answers, "weight_decay": 0.0, **(responses or {})},
     ]
     groups = [group for group in groups if group["params"]]
     assert spec.lr is not None

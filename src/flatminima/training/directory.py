@@ -6,6 +6,7 @@ data.json          what the data were: counts, label noise as it came out, files
 metrics.jsonl      one line a step, one line an epoch
 checkpoints/       see `checkpoint.py`
 predictions.json   the class predicted for each test sample, and some of the wrong ones to look at
+tuned.json         what a tuner before the run found, and trials/, the runs it compared
 suspects.json      the training samples whose labels an objective such as ELR suspects
 results.json       what came out; written last, so it marks a finished run
 """
@@ -42,6 +43,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.data = path / "data.json"
+        self.tuned, self.trials = path / "tuned.json", path / "trials"
 
     def create(self, recipe: Recipe) -> None:
         """Start a new run here.

@@ -92,6 +92,8 @@ def _timed_step(run: Run, state: State, samples: int, batch: Any) -> None:
     started = time.perf_counter()
     before = [b.clone() for b in run.model.buffers()] if run.spec.on_nan == "skip" else []
     batch = to_device(batch, run.accelerator.device)
+    if run.tuned is not None:
+        run.tuned.before_step()
     loss = gather_gradient(run, state, samples, batch)
     if run.reparam is not None:
         run.reparam.before_step(state.step)
@@ -115,6 +117,8 @@ def _timed_step(run: Run, state: State, samples: int, batch: Any) -> None:
             buffer.copy_(value)
     run.stepper.zero_grad()
     rates = [group["lr"] for group in run.optimizer.param_groups]
+    knobs = {} if run.tuned is None else run.tuned.after_step()
+    state.gradients += bool(knobs)
     run.scheduler.step()
     state.step += 1
     if run.average is not None:
@@ -130,6 +134,7 @@ def _timed_step(run: Run, state: State, samples: int, batch: Any) -> None:
             "gradients": state.gradients,
             "seconds": round(state.seconds, 4),
             **_live(run),
+            **({"tuned": knobs} if knobs else {}),
             **({} if finite else {"skipped": True}),
         }
     )
@@ -222,6 +227,7 @@ def save(run: Run, state: State, name: str = "last") -> None:
         "average": run.average.state_dict() if run.average else None,
         "meter": run.meter.state_dict() if run.meter else None,
         "objective": run.remembering.state_dict() if run.remembering else None,
+        "tuned": run.tuned.tuner.state_dict() if run.tuned else None,
         "scaler": run.accelerator.scaler.state_dict() if run.accelerator.scaler else None,
         "random": {
             "cpu": torch.get_rng_state(),
@@ -249,6 +255,8 @@ def load(run: Run, found: checkpoint.Checkpoint) -> State:
         run.meter.load_state_dict(tensors["meter"])
     if run.remembering:
         run.remembering.load_state_dict(tensors["objective"])
+    if run.tuned:
+        run.tuned.tuner.load_state_dict(tensors["tuned"])
     if run.accelerator.scaler and tensors["scaler"]:
         run.accelerator.scaler.load_state_dict(tensors["scaler"])
     torch.set_rng_state(tensors["random"]["cpu"])

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from flatminima.errors import InputError, unknown
 from flatminima.perturb import Perturbed, card, make, options, refused, schedules
 from flatminima.training.recipe import Recipe, parse_method
-from flatminima.training.specs import OptimizerSpec
+from flatminima.training.specs import OptimizerSpec, TuneSpec
 
 OF_PYTHON = ("schedule", "scaler", "model")
 """Options whose values have no form in a recipe."""
@@ -30,6 +30,8 @@ SETTINGS = (
     "average_from",
     "swa_lr",
     "ema_decay",
+    "input_noise",
+    *(f.name for f in fields(TuneSpec)),
 )
 """Fields of a recipe that one method of a comparison may have for itself: `plain:keep=swa`."""
 

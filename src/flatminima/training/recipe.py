@@ -24,6 +24,7 @@ from flatminima.training.specs import (
     OptimizerSpec,
     PerturbSpec,
     ReparamSpec,
+    TuneSpec,
 )
 
 
@@ -42,11 +43,25 @@ class Recipe:
     perturb: PerturbSpec = field(default_factory=PerturbSpec)
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     loop: LoopSpec = field(default_factory=LoopSpec)
+    tune: TuneSpec = field(default_factory=TuneSpec)
     measure: MeasureSpec = field(default_factory=MeasureSpec)
 
     def __post_init__(self) -> None:
-        for section in (self.model, self.perturb, self.optimizer, self.loop, self.measure):
+        for section in (
+            self.model,
+            self.perturb,
+            self.optimizer,
+            self.loop,
+            self.tune,
+            self.measure,
+        ):
             _check_choices(section)
+        _at_least("input_noise", self.objective.input_noise, 0)
+        _at_least("tune_lr", self.tune.tune_lr, 0, most=1e30)
+        _at_least("tune_entropy", self.tune.tune_entropy, 0)
+        _at_least("tune_every", self.tune.tune_every, 1)
+        _at_least("tune_warmup", self.tune.tune_warmup, 0, most=1)
+        _at_least("tune_trials", self.tune.tune_trials, 2)
         _at_least("sigma", self.perturb.sigma, 0)
         _at_least("rho", self.perturb.rho, 0)
         _at_least("num_perturbations", self.perturb.num_perturbations, 1)

@@ -25,6 +25,7 @@ from flatminima.training.loader import loader
 from flatminima.training.memory import peak_bytes, reset_peak
 from flatminima.training.predictions import Predictions
 from flatminima.training.recipe import Recipe
+from flatminima.training.settled import settle
 from flatminima.training.state import Run, State
 from flatminima.training.threads import fitting_threads
 
@@ -54,10 +55,12 @@ def finetune(
         directory.check_free()
     accelerator = make_accelerator(recipe)
     prepared = prepare(recipe, progress)
+    asked = prepared.recipe
     with fitting_threads(prepared.built.model):
+        prepared = settle(prepared, directory, job, progress)
         run = assemble(prepared, directory, accelerator)
         if accelerator.is_main_process:
-            directory.create(prepared.recipe)
+            directory.create(asked)
             write_json(directory.data, prepared.data.report)
         try:
             loop.save(run, State())
@@ -105,7 +108,9 @@ def resume(
         checkpoint.set_aside_damaged(directory.checkpoints)
     prepared = prepare(recipe, progress)
     directory.check_data(prepared.data.report)
+    asked = prepared.recipe
     with fitting_threads(prepared.built.model):
+        prepared = settle(prepared, directory, job, progress)
         run = assemble(prepared, directory, accelerator)
         state = State() if found is None else loop.load(run, found)
         # Also where an earlier resume changed it and ended before it saved.
@@ -113,7 +118,7 @@ def resume(
         if rate is not None and rate not in run.scheduler.base_lrs:
             loop.change_learning_rate(run, rate)
         if accelerator.is_main_process:
-            directory.write_recipe(prepared.recipe)
+            directory.write_recipe(asked)
             write_json(directory.data, prepared.data.report)
             directory.drop_metrics_after(state.step)
         return _train_and_measure(prepared, run, state, progress, say)
@@ -194,6 +199,9 @@ def _train_and_measure(
         "stopped_early": state.stopped_early,
         "curvature": None if report is None else report.to_dict(),
     }
+    tuned = prepared.tuned if run.tuned is None else run.tuned.found()
+    if tuned is not None:
+        results["tuned"] = tuned
     if run.remembering is not None:
         found = run.remembering.findings(torch.as_tensor(prepared.data.train.targets))
         for name, content in found.items():

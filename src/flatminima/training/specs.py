@@ -55,6 +55,9 @@ class ObjectiveSpec:
         "(default: cross-entropy for classes, squared-error for numbers, language-model for "
         "rationales)",
     )
+    input_noise: float = _option(
+        0.0, "standard deviation of noise on images or vectors as the model gets them, in training"
+    )
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,28 @@ class LoopSpec:
 
 
 @dataclass(frozen=True)
+class TuneSpec:
+    """Which settings are learned from the validation samples, and how."""
+
+    tune: str | None = _option(
+        None,
+        "sigma (or rho), weight_decay, distance_penalty, label_smoothing or input_noise, several "
+        "joined by commas; start and bounds in brackets, as in 'sigma(low=0.01;high=0.5)'",
+    )
+    tuner: Literal["stn", "maid", "sweep"] = _option(
+        "stn",
+        "stn: while training, by layers that answer to the knobs; maid: weight_decay and "
+        "distance_penalty of the head, before training; sweep: a grid of short runs, before "
+        "training, that share --epochs with it",
+    )
+    tune_lr: float = _option(0.03, "of stn, learning rate of the knobs")
+    tune_entropy: float = _option(1e-3, "of stn, what keeps the draws around the knobs apart")
+    tune_every: int = _option(2, "of stn, training steps before each validation step")
+    tune_warmup: float = _option(0.1, "of stn, part of the steps before the first validation step")
+    tune_trials: int = _option(4, "of sweep, points of the grid")
+
+
+@dataclass(frozen=True)
 class MeasureSpec:
     """What is measured on the training set at the end."""
 
@@ -188,5 +213,6 @@ SECTIONS: dict[str, type[Any]] = {
     "perturb": PerturbSpec,
     "optimizer": OptimizerSpec,
     "loop": LoopSpec,
+    "tune": TuneSpec,
     "measure": MeasureSpec,
 }

@@ -28,6 +28,7 @@ WARM_UP = {
     "warmup": 0.0,
     "keep": "last",
     "early_stopping": None,
+    "tune": None,
     "measure": False,
 }
 """What a recipe's first epoch is without a method; the rest of it stays as it is."""

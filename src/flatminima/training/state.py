@@ -19,6 +19,7 @@ from flatminima.training.averaging import Average
 from flatminima.training.batches import batches_per_epoch
 from flatminima.training.directory import RunDirectory
 from flatminima.training.logs import Log
+from flatminima.training.self_tuned import SelfTunedRun
 from flatminima.training.specs import LoopSpec
 from flatminima.training.tasks import Classification, Task
 
@@ -71,6 +72,7 @@ class Run:
         reparam: Which weights are free, and where.
         task: How a model is scored.
         remembering: The objective, where it remembers samples from step to step.
+        tuned: What tunes it while it trains; None where nothing does.
         look: Given the number of an epoch that has ended, what is to be logged of it too.
     """
 
@@ -92,6 +94,7 @@ class Run:
     reparam: Reparam | None = None
     task: Task = field(default_factory=Classification)
     remembering: Remembering | None = None
+    tuned: SelfTunedRun | None = None
     look: Callable[[int], dict[str, float]] = lambda epoch: {}
 
     def __post_init__(self) -> None:

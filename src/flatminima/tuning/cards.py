@@ -15,4 +15,16 @@ CARDS: tuple[Card, ...] = (
         slot="tuner",
         aliases=("bilevel",),
     ),
+    Card(
+        name="self-tuning-networks",
+        title="Self-Tuning Networks (STN)",
+        equation="W(u) = W + diag(V u) W'; phi on L_T(W(u), u), lambda on L_V(W(lambda))",
+        gradients="about 2 a pass, and 1 of a validation batch every second step",
+        buffers="1 (the response W'), and its optimizer state",
+        strength="",
+        suggested="lr of the knobs 3e-3 to 3e-2, entropy 1e-3, 2 training steps a validation step",
+        source="MacKay, Vicol, Lorraine, Duvenaud, Grosse, 2019, arXiv 1903.03088",
+        slot="tuner",
+        aliases=("stn",),
+    ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flatminima.errors import InputError, unknown
+from flatminima.objectives import Batch
+from flatminima.objectives.supervised import inputs_and_targets, logits
 from flatminima.progress import Progress
 from flatminima.tuning.maid.minimize import minimize_bilevel
 from flatminima.tuning.maid.result import BilevelResult
@@ -62,8 +64,8 @@ class TunedPenalties:
 
 def tune_penalties(
     model: nn.Module,
-    train: Iterable[Samples],
-    validation: Iterable[Samples],
+    train: Iterable[Batch],
+    validation: Iterable[Batch],
     *,
     knobs: Sequence[str] = ("weight_decay",),
     each: bool = False,
@@ -92,7 +94,7 @@ def tune_penalties(
 
     Args:
         model: A classifier whose logits are a linear layer's output.
-        train: Batches of (inputs, classes), gone through once.
+        train: Batches as of `Supervised`, inputs and classes, gone through once.
         validation: Batches of other samples, gone through once.
         knobs: "weight_decay", "distance_penalty" (from the head's weights as they are), or both.
         each: Whether the head's weights and its biases have a weight decay each.
@@ -173,7 +175,7 @@ def _head(model: nn.Module, name: str | None) -> tuple[str, nn.Linear]:
 
 
 @torch.no_grad()
-def _features(model: nn.Module, layer: nn.Linear, batches: Iterable[Samples]) -> Samples:
+def _features(model: nn.Module, layer: nn.Linear, batches: Iterable[Batch]) -> Samples:
     """What the head is given for each sample, in evaluation mode, float64."""
     seen: list[Tensor] = []
     features: list[Tensor] = []
@@ -182,9 +184,10 @@ def _features(model: nn.Module, layer: nn.Linear, batches: Iterable[Samples]) ->
     handle = layer.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     try:
         model.eval()
-        for inputs, targets in batches:
+        for batch in batches:
+            inputs, targets = inputs_and_targets(batch)
             seen.clear()
-            model(inputs.to(layer.weight.device))
+            logits(model, _on(inputs, layer.weight.device))
             if len(seen) != 1 or seen[0].shape[:-1] != targets.shape:
                 shapes = [tuple(s.shape) for s in seen]
                 raise InputError(
@@ -200,3 +203,11 @@ def _features(model: nn.Module, layer: nn.Linear, batches: Iterable[Samples]) ->
     if not features:
         raise InputError("there is no batch to tune on: give train and validation samples")
     return torch.cat(features), torch.cat(classes)
+
+
+def _on(inputs: Any, device: torch.device) -> Any:
+    if isinstance(inputs, Mapping):
+        return {name: _on(value, device) for name, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return [_on(value, device) for value in inputs]
+    return inputs.to(device)
