@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flatminima.cli.run import experiment
+from flatminima.cli.experiment import experiment
 from flatminima.objectives import make_objective
 from flatminima.study import mean_ci, paired
 from flatminima.study.numbers import difference, with_error

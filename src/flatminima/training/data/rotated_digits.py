@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from flatminima.errors import require
@@ -61,6 +60,8 @@ def turned(images: NDArray[np.float32], degrees: float) -> NDArray[np.float32]:
         images: Shape (n, c, h, h).
         degrees: How far.
     """
+    import torch
+
     angle = np.deg2rad(degrees)
     cosine, sine = float(np.cos(angle)), float(np.sin(angle))
     # Rows point down, so this looks up each pixel where it was before the turn.
