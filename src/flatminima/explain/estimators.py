@@ -52,6 +52,8 @@ def linear_scores(estimator: Any) -> LinearScores:
     if steps is not None:
         found = linear_scores(steps[-1][1])
         return _through([step for _, step in steps[:-1]], found)
+    # A search over settings is what it found.
+    estimator = getattr(estimator, "best_estimator_", estimator)
     name = type(estimator).__name__
     coefficients = getattr(estimator, "coef_", None)
     if coefficients is None:
@@ -61,8 +63,8 @@ def linear_scores(estimator: Any) -> LinearScores:
             raise InputError(f"{name} is not fitted, or is no estimator: fit it first")
         said = f"{name} with the kernel {kernel!r}" if isinstance(kernel, str) else name
         raise InputError(
-            f"{said} is not linear, so it has no one boundary to tilt: give a linear estimator, "
-            "such as LogisticRegression or LinearSVC"
+            f"{said} is not linear, or has no coef_ to say how, so it has no one boundary to tilt: "
+            "give a linear estimator, such as LogisticRegression or LinearSVC"
         )
     classes = getattr(estimator, "classes_", None)
     if classes is None:

@@ -62,7 +62,7 @@ def explain_targets(
         progress("explaining", done, len(names))
         target = open_target(name, said, progress=progress, say=say)
         data = target.prepared.data
-        if not data.classes:
+        if not data.classes or data.task != "classification":
             raise InputError(f"{name} predicts no classes, and explanations are of classifiers")
         if known is not None and known != (data.kind, data.classes):
             raise InputError(f"runs on different data are not compared: {name} is on {data.name}")

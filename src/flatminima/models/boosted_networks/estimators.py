@@ -110,6 +110,8 @@ class _BoostedNetwork(BaseEstimator):  # type: ignore[misc]
         held = None
         if self.validation_fraction is not None:
             part = number("validation_fraction", self.validation_fraction, 0, 1)
+            if part == 1:
+                raise InputError("validation_fraction is 1, which leaves nothing to train on")
             split = train_test_split(
                 X, y, test_size=part, stratify=labels, random_state=settings["random"]
             )
@@ -211,7 +213,7 @@ class BoostedNetworkClassifier(ClassifierMixin, _BoostedNetwork):  # type: ignor
         self.classes_, index = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise InputError(
-                f"y has one class only, {self.classes_[0]!r}: a classifier needs two or more"
+                f"y has one class only, {self.classes_[0]}: a classifier needs two or more"
             )
         loss: Loss = Binary() if len(self.classes_) == 2 else Multiclass()
         targets: Floats = np.eye(len(self.classes_))[index]

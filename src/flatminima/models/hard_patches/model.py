@@ -14,6 +14,9 @@ from flatminima.models.arguments import whole
 from flatminima.models.hard_patches.patches import patchify, sin_cos_positions
 from flatminima.objectives import PatchOutput
 
+LARGEST = 30.0
+"""No pixel of an image that was scaled or normalized is larger."""
+
 
 class MaskedViT(nn.Module):
     r"""A ViT of transformers as the encoder of a masked autoencoder that predicts its own losses.
@@ -151,6 +154,11 @@ class MaskedViT(nn.Module):
             )
         if not images.is_floating_point():
             raise InputError(f"the images are {images.dtype}: give floats in [0, 1]")
+        if images.numel() and not images.abs().max() <= LARGEST:
+            raise InputError(
+                f"the images go up to {float(images.abs().max()):g}: give numbers in [0, 1], or "
+                "normalized ones, such as images / 255"
+            )
         if mask is not None and (
             mask.dtype != torch.bool or tuple(mask.shape) != (len(images), self.patch_count)
         ):

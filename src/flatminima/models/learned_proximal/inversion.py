@@ -86,7 +86,7 @@ def invert(net: LearnedProximal, x: Tensor, steps: int, tolerance: float) -> Pri
     with torch.no_grad():
         value = _dot(y, x) - _dot(x, x) / 2 - net.potential(y)
     least = torch.tensor(2 * net.least, dtype=torch.float64, device=x.device)
-    error = torch.where(residual > 0, residual.square() / least, torch.zeros_like(residual))
+    error = torch.where(residual == 0, torch.zeros_like(residual), residual.square() / least)
     return Prior(value, error, residual, y, taken, float(net.sigma))
 
 

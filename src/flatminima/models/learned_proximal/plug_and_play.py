@@ -218,6 +218,8 @@ def pnp_pgd(
 def _run(
     turns: Turns, x: Tensor, name: str, steps: int, tolerance: float, progress: Progress
 ) -> Restored:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps is {steps!r}: give a whole number of at least 1")
     objective, change, stopped = [], [], "steps"
     with torch.no_grad():
         for done in range(1, steps + 1):

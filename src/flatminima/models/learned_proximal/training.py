@@ -108,6 +108,8 @@ def fit_lpn(
     low, high = _checked(net, looked_at, sigma)
     if schedule is None:
         schedule = proximal_schedule(looked_at[0].numel())
+    if not schedule:
+        raise InputError("the schedule is empty: give at least one Stage")
     stepping = optimizer(net.parameters())
     names, losses = [], []
     was = net.training

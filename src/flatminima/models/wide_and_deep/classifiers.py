@@ -70,7 +70,7 @@ class _KernelVote(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, index = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise InputError(
-                f"y has one class only, {self.classes_[0]!r}: a classifier needs two or more"
+                f"y has one class only, {self.classes_[0]}: a classifier needs two or more"
             )
         found: Floats = np.eye(len(self.classes_))[index]
         return found
