@@ -57,9 +57,10 @@ def _table(title: str, methods: Sequence[Card], equation: str) -> Any:
     tables = require("rich.table", "cli")
     text = require("rich.text", "cli").Text  # brackets in a str would be markup
     table = tables.Table(title=title)
-    for header in ("name", "what it is", equation, "cost", "knob"):
+    for header in ("name", "what it is", equation, "cost", "knob", "source"):
         table.add_column(header)
     for method in methods:
-        cells = (method.name, method.title, method.equation, method.gradients, method.strength)
+        found = (method.name, method.title, method.equation, method.gradients, method.strength)
+        cells = (*found, method.source)
         table.add_row(*map(text, cells))
     return table

@@ -106,7 +106,8 @@ class AcrossDomains(Remembering):
         self.rescale = rescale
         self.layer = str(layer)
         self.step = 0
-        self._is_linear: bool | None = None
+        # In the batch before: whether the penalty needs second derivatives.
+        self._is_linear = False
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of `model` on `batch`, a scalar tensor."""
@@ -140,13 +141,14 @@ class AcrossDomains(Remembering):
             own_features = None if seen is None else seen[of]
             parts.append(Part(own, given, cross_entropy(own, given), own_features))
         loss = torch.stack([part.loss for part in parts]).mean()
-        if weight == 0 or len(parts) < 2 or not self.penalizes:
-            return loss
-        head = None
-        if features is not None and seen is not None:
-            head = Head(features.layer, self._linear(features.layer, seen, outputs))
-        loss = loss + weight * self.penalty(parts, head)
-        return loss / weight if self.rescale and weight > 1 else loss
+        if len(parts) > 1 and weight > 0 and self.penalizes:
+            head = None
+            if features is not None and seen is not None:
+                self._is_linear = _is_linear(features.layer, seen, outputs)
+                head = Head(features.layer, self._is_linear)
+            loss = loss + weight * self.penalty(parts, head)
+        # A batch that happens to be of one domain too: the steps of a run are of one scale.
+        return loss / weight if self.penalizes and self.rescale and weight > 1 else loss
 
     def penalty(self, parts: Sequence[Part], head: Head | None) -> Tensor:
         """What differs between domains, a scalar.
@@ -169,18 +171,16 @@ class AcrossDomains(Remembering):
         """Go on from there."""
         self.step = int(state["step"])
 
-    @torch.no_grad()
-    def _linear(self, layer: nn.Module, features: Tensor, outputs: Tensor) -> bool:
-        """Whether the outputs are what a linear layer makes of the features; looked at once."""
-        if self._is_linear is None:
-            self._is_linear = False
-            if isinstance(layer, nn.Linear) and layer.out_features == outputs.shape[-1]:
-                bias = None if layer.bias is None else layer.bias.to(features.dtype)
-                expected = linear(features, layer.weight.to(features.dtype), bias)
-                # Autocast may have rounded them to 8 bits.
-                error = (expected - outputs).norm()
-                self._is_linear = bool(error <= 0.03 * outputs.norm() + 1e-6)
-        return self._is_linear
+
+@torch.no_grad()
+def _is_linear(layer: nn.Module, features: Tensor, outputs: Tensor) -> bool:
+    """Whether the outputs are what a linear layer makes of the features."""
+    if not isinstance(layer, nn.Linear) or layer.out_features != outputs.shape[-1]:
+        return False
+    bias = None if layer.bias is None else layer.bias.to(features.dtype)
+    expected = linear(features, layer.weight.to(features.dtype), bias)
+    # Autocast may have rounded them to 8 bits.
+    return bool((expected - outputs).norm() <= 0.03 * outputs.norm() + 1e-6)
 
 
 def sample_domains(batch: Batch) -> Tensor:

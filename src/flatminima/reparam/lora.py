@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import nn
@@ -56,18 +57,18 @@ class LoRA(Reparam):
         rank: int,
         alpha: float | None = None,
         dropout: float = 0.0,
-        targets: str | None = None,
+        targets: str | int | Sequence[str] | None = None,
         head: bool = True,
     ) -> None:
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise InputError(f"rank is {rank!r}: give a whole number of at least 1")
-        if not 0 <= dropout < 1:
+        if not _is_number(dropout) or not 0 <= dropout < 1:
             raise InputError(f"dropout is {dropout!r}: give a number in [0, 1)")
-        if alpha is not None and not 0 < alpha < float("inf"):
+        if alpha is not None and not (_is_number(alpha) and 0 < alpha < float("inf")):
             raise InputError(f"alpha is {alpha!r}: give a positive number")
         peft = require("peft", "peft")
         last = _head(model)
-        chosen = _named(model, targets) if targets else _inner(model, last)
+        chosen = _inner(model, last) if targets in (None, "") else _named(model, targets)
         config = peft.LoraConfig(
             r=rank,
             lora_alpha=rank if alpha is None else alpha,
@@ -116,13 +117,19 @@ def _inner(model: nn.Module, head: str | None) -> list[str]:
     return found
 
 
-def _named(model: nn.Module, targets: str) -> list[str]:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _named(model: nn.Module, targets: Any) -> list[str]:
+    # The command line reads the name of a layer that is a number as one.
+    words = targets if isinstance(targets, list | tuple) else str(targets).split(",")
     names = [name for name, _ in model.named_modules() if name]
     found = []
-    for target in (word.strip() for word in targets.split(",")):
+    for target in (str(word).strip() for word in words):
         matching = [name for name in names if name == target or name.endswith(f".{target}")]
         if not matching:
-            known = sorted({name.rpartition(".")[2] for name in names if not name[-1].isdigit()})
+            known = sorted({name.rpartition(".")[2] for name in names})
             raise InputError(f"no layer is called {target!r}: there are {', '.join(known)}")
         found += matching
     return found
