@@ -152,7 +152,9 @@ def page() -> str:
         "# The paper's experiments\n",
         "Written by `make readme` from the recipes in `recipes/paper` and the numbers in "
         "`docs/results`; edit those. Each experiment is one command, `--small` runs the same path "
-        "in seconds. What the paper says is told as far as we know it: its tables could not be "
+        "in seconds to minutes. Of the paper's data ChestX-ray14 (many labels to an image) and "
+        "DomainNet's noisy labels have no recipe here; the sweeps of Figures 4 and 5 are on our "
+        "data only. What the paper says is told as far as we know it: its tables could not be "
         "read. ± and [low, high] are 95 % Student's t intervals over seeds; differences are paired "
         "by seed.\n",
     ]
