@@ -59,6 +59,14 @@ def test_the_constrained_mode_takes_the_first_the_second_or_the_projection_by_th
     torch.testing.assert_close(constrained(g, at(0.6), 0.5, 0.8), expected)
 
 
+def test_without_a_lower_cosine_all_below_the_upper_one_is_projected():
+    g, other = torch.tensor([1.0, 0.0]), torch.tensor([-0.6, 0.8])
+    middle = g + other
+    expected = (other @ middle) / (middle @ middle) * middle
+    torch.testing.assert_close(constrained(g, other, 0.0, 0.8), expected)
+    assert torch.equal(constrained(g, g + 0.1 * other, 0.0, 0.8), g + 0.1 * other)
+
+
 def test_the_constrained_mode_runs_through_the_engine():
     hessian, start = quadratic(2)
     home, climbed = hessian @ start, None

@@ -109,7 +109,8 @@ class Memory(nn.Module):
     def noted(self) -> tuple[Tensor, Tensor]:
         """What all passes of all processes saw since the last time, and forget it.
 
-        Called by all processes or none.
+        Called by all processes or none. Rows that are not finite are of a pass that went wrong,
+        and are not remembered.
 
         Returns:
             Which samples, ascending, each once; and the means of what was seen of them.
@@ -117,6 +118,8 @@ class Memory(nn.Module):
         index = torch.cat([i for i, _ in self._noted]) if self._noted else self._nothing().long()
         values = torch.cat([v for _, v in self._noted]) if self._noted else self._nothing()
         self.forget()
+        finite = values.isfinite().all(dim=1)
+        index, values = index[finite], values[finite]
         return mean_by(of_all_processes(index.flatten()), of_all_processes(values))
 
     def write(self, index: Tensor, values: Tensor) -> None:

@@ -45,7 +45,12 @@ class RememberingLoss(nn.Module):
         """
         if not self.training:
             return cross_entropy(in_full(logits), labels)
-        loss = self.of_pass(logits, labels, index)
+        try:
+            loss = self.of_pass(logits, labels, index)
+        except BaseException:
+            if not self._within_step:
+                self.memory.forget()
+            raise
         if not self._within_step:
             self.remember()
         return loss
@@ -58,6 +63,13 @@ class RememberingLoss(nn.Module):
                 f"the model gives outputs of shape {tuple(logits.shape)}, and {classes} classes "
                 "are remembered of each sample: give logits of shape (samples, classes)"
             )
+        if not isinstance(index, Tensor):
+            raise InputError(
+                f"the index is a {type(index).__name__}: give each sample's place in the training "
+                "set, an int64 tensor of shape (samples,)"
+            )
+        if labels.is_floating_point():
+            raise InputError(f"the labels are {labels.dtype}: give class indices, int64")
         if not len(logits) == len(labels) == len(index):
             raise InputError(
                 f"there are {len(logits)} rows of logits, {len(labels)} labels and {len(index)} "

@@ -31,7 +31,8 @@ class GLAD(SAM):
     where the norm is over the adapters, the only weights that are free.
 
     With `mode="constrain"`, per weight, with c the cosine of g' = g(W + e) and g, and z = g + g':
-    the projection of g' on z where 0 < low < c < up, g where c <= low, and g' otherwise.
+    the projection of g' on z where low < c < up, g where c <= low, and g' otherwise; a low of 0 is
+    none, so that g' is projected wherever c < up.
 
     Cost: 2 gradients and, as both end up in G, two all-reduces a step; two weight-sized buffers.
 
@@ -104,6 +105,7 @@ def constrained(home: Tensor, perturbed: Tensor, low: float, up: float) -> Tenso
     cosine = product / (home.norm() * perturbed.norm()).clamp_min(TINY)
     middle = home + perturbed
     along = (perturbed * middle).sum() / middle.square().sum().clamp_min(TINY)
-    between_them = (cosine > low) & (cosine < up) & (low > 0)
+    if low == 0:
+        return torch.where(cosine < up, along * middle, perturbed)
     outside = torch.where(cosine <= low, home, perturbed)
-    return torch.where(between_them, along * middle, outside)
+    return torch.where((cosine > low) & (cosine < up), along * middle, outside)
