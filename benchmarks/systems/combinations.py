@@ -101,7 +101,7 @@ def _points(values: Mapping[int, float], reference: Mapping[int, float]) -> str:
     if len(values.keys() & reference.keys()) < 2:
         return ""
     pair = paired(values, reference)
-    return difference(pair.difference, pair.interval, 100)
+    return difference(pair.difference, pair.t_interval, 100)
 
 
 def _failed(found: dict[str, Any], *methods: str) -> str:
