@@ -59,7 +59,7 @@ def test_sam_climbs_along_each_ranks_own_gradient_unless_it_is_shared(both):
     assert torch.equal(both[0][shared][0], both[1][shared][0])
 
 
-ALL_REDUCES = {"gsam": 2, "friendly-sam": 2, "bsam": 2, "looksam": (2, 1, 1, 1)}
+ALL_REDUCES = {"glad": 2, "gsam": 2, "friendly-sam": 2, "bsam": 2, "looksam": (2, 1, 1, 1)}
 """Of a step; one for every other method."""
 
 

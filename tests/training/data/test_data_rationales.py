@@ -89,9 +89,8 @@ def test_what_does_not_go_with_rationales_is_refused(table):
         read("digits")
     with pytest.raises(InputError, match="label-noise draws classes anew"):
         read(table(ROWS), label_noise=0.1)
-    with pytest.raises(
-        InputError, match=r"--task.*known are classification, contrastive, rationales, regression"
-    ):
+    known = "classification, contrastive, masked-images, rationales, regression"
+    with pytest.raises(InputError, match=rf"--task.*known are {known}"):
         DataSpec("digits", task="rationale")
 
 
