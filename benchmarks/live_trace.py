@@ -36,10 +36,11 @@ from flatminima import NSO, LiveTrace, Supervised, hessian_trace
 from flatminima.files import write_json
 from flatminima.measure import Hessian
 from flatminima.training import loop
-from flatminima.training.assemble import assemble, make_accelerator, prepare
+from flatminima.training.assemble import assemble, make_accelerator
 from flatminima.training.curvature import measured_batches
 from flatminima.training.directory import RunDirectory, environment
 from flatminima.training.networks import MLP
+from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe, read
 from flatminima.training.state import State
 

@@ -6,7 +6,7 @@ import pytest
 
 from flatminima.cli import main
 from flatminima.cli.experiment import parse
-from flatminima.training.assemble import for_methods
+from flatminima.training.checks import for_methods
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "paper").glob("*.yaml"))
 

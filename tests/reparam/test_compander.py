@@ -303,12 +303,12 @@ def test_a_run_leaves_the_ordinary_model_and_is_opened_as_it(tmp_path):
 
 
 def test_the_scales_are_spared_by_weight_decay(tmp_path):
-    from flatminima.training.assemble import _base_optimizer
+    from flatminima.training.optimizers import base_optimizer
     from flatminima.training.specs import OptimizerSpec
 
     model = network()
     Companded(model, learnable=True)
     spec = OptimizerSpec(optimizer="sgd", lr=0.1, weight_decay=0.01)
-    groups = _base_optimizer(model, spec, 1).param_groups
+    groups = base_optimizer(model, spec, 1).param_groups
     decayed = {name for g in groups if g["weight_decay"] for name in g["param_names"]}
     assert decayed == {f"{i}.parametrizations.weight.original" for i in (0, 3, 5)}

@@ -13,8 +13,8 @@ from flatminima.errors import InputError
 from flatminima.objectives import Mixup
 from flatminima.perturb.shares import cut
 from flatminima.reparam import MaskTuning, gradient_dropout, make_reparam
-from flatminima.training.assemble import prepare
 from flatminima.training.measuring import open_target
+from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe
 from flatminima.training.run import finetune, resume
 

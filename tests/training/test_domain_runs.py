@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 from flatminima.cli import main
 from flatminima.errors import InputError
 from flatminima.objectives import domains
-from flatminima.training import assemble, loop
-from flatminima.training.assemble import prepare
+from flatminima.training import loop
+from flatminima.training.data.encode import encode
+from flatminima.training.minimized import objective as objective_of
+from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe
 from flatminima.training.run import finetune, resume
 
@@ -49,8 +51,8 @@ def test_each_trains_on_numbers_images_and_text(tmp_path, objective):
     (tmp_path / "t.csv").write_text("\n".join(["text,label,site", *rows]))
     values = {"data": str(tmp_path / "t.csv"), "domain_column": "site", "test_domain": "b"}
     prepared = prepare(Recipe.from_flat({**QUICK, **values, "objective": objective}))
-    model, minimized = prepared.built.model, assemble.objective(prepared.recipe, prepared.data)
-    part = assemble.encode(prepared.data.train, prepared.data, prepared.built.encoding)
+    model, minimized = prepared.built.model, objective_of(prepared.recipe, prepared.data)
+    part = encode(prepared.data.train, prepared.data, prepared.built.encoding)
     loss = minimized(model.train(), part.__getitems__(range(12)))
     loss.backward()
     assert model.get_input_embeddings().weight.grad.any()

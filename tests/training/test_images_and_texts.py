@@ -12,10 +12,11 @@ from flatminima.errors import InputError
 from flatminima.measure import Hessian
 from flatminima.objectives import Contrastive
 from flatminima.training import models
-from flatminima.training.assemble import check_gathering, prepare
 from flatminima.training.data import DataSpec, load
 from flatminima.training.data.encode import encode
 from flatminima.training.loader import loader
+from flatminima.training.minimized import check_gathering
+from flatminima.training.prepared import prepare
 from flatminima.training.prompting import ELSEWHERE, PromptClassifier, Prompts
 from flatminima.training.recipe import Recipe
 from flatminima.training.run import finetune, resume

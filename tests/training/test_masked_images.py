@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from flatminima.cli import main
 from flatminima.errors import InputError
 from flatminima.models.hard_patches import MaskedViT
-from flatminima.training import assemble, loop, models
+from flatminima.training import loop, models, prepared
 from flatminima.training.data import DataSpec, encode, load
 from flatminima.training.recipe import Recipe
 from flatminima.training.run import finetune, resume
@@ -65,7 +65,7 @@ def test_a_checkpoint_is_a_vit_that_finetune_takes(tiny, tmp_path, capsys):
     for name, weight in alone.state_dict().items():
         assert torch.equal(weight, saved[f"vit.{name}"]), name
     recipe = Recipe.from_flat({"model": str(last), "train_size": 60, "label_noise": 0.0})
-    built = assemble.prepare(recipe).built
+    built = prepared.prepare(recipe).built
     images = torch.rand(3, 3, 8, 8)
     with torch.no_grad():
         states = [v(images).last_hidden_state for v in (alone, built.model.vit)]

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from flatminima.training.assemble import prepare
 from flatminima.training.curvature import measure, measured_batches
+from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe
 
 CPU = torch.device("cpu")

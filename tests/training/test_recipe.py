@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flatminima.errors import InputError
-from flatminima.training.assemble import for_methods
+from flatminima.training.checks import for_methods
 from flatminima.training.methods import perturbed, specialize
 from flatminima.training.recipe import Recipe, dump, option_types, parse_method, read
 from flatminima.training.specs import SECTIONS

@@ -11,9 +11,10 @@ from torch import nn
 from flatminima import ConR
 from flatminima.errors import InputError
 from flatminima.training import models
-from flatminima.training.assemble import objective, prepare
 from flatminima.training.data import DataSpec, load
 from flatminima.training.data.numbers import Scale
+from flatminima.training.minimized import objective
+from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe
 from flatminima.training.run import finetune, resume
 from flatminima.training.tasks import Regression, Shots, task_of

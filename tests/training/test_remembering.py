@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from flatminima.cli import main
 from flatminima.errors import InputError
 from flatminima.objectives import ELRLoss, PSKDLoss
-from flatminima.training import assemble, loop
-from flatminima.training.assemble import prepare
+from flatminima.training import checks, loop, minimized
+from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe
 from flatminima.training.run import finetune, resume
 
@@ -148,7 +148,7 @@ def test_numbers_have_no_classes_to_remember(name):
     prepared = prepare(Recipe.from_flat(QUICK))
     recipe = prepared.recipe.but(objective=name)
     with pytest.raises(InputError, match=f"{name} is a loss of classification"):
-        assemble.objective(recipe, replace(prepared.data, task="regression"))
+        minimized.objective(recipe, replace(prepared.data, task="regression"))
 
 
 @pytest.mark.parametrize(
@@ -181,9 +181,9 @@ def test_from_the_command_line(tmp_path, capsys):
 
 def test_one_method_of_a_comparison_may_have_it():
     methods = ["plain", "nso:objective=elr(lam=1;beta=0.9)", "plain:objective=ps-kd"]
-    assert list(assemble.for_methods(Recipe.from_flat(QUICK), methods)) == methods
+    assert list(checks.for_methods(Recipe.from_flat(QUICK), methods)) == methods
     with pytest.raises(InputError, match="beta is 1"):
-        assemble.for_methods(Recipe.from_flat(QUICK), ["plain", "nso:objective=elr(beta=1)"])
+        checks.for_methods(Recipe.from_flat(QUICK), ["plain", "nso:objective=elr(beta=1)"])
 
 
 TWO_PROCESSES = """

@@ -12,11 +12,13 @@ from flatminima.errors import InputError
 from flatminima.objectives import LabelSmoothing
 from flatminima.reparam import DistancePenalty
 from flatminima.training import loop
-from flatminima.training.assemble import for_methods, prepare, reparam
+from flatminima.training.checks import for_methods
 from flatminima.training.input_noise import NoisyInputs, with_noise
 from flatminima.training.knobs import asked_knobs, with_values
 from flatminima.training.methods import specialize
+from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe
+from flatminima.training.reparametrized import reparam
 from flatminima.training.run import finetune, resume
 from flatminima.training.self_tuned import AtDrawnKnobs
 from flatminima.training.settled import grid

@@ -9,8 +9,9 @@ import torch
 from flatminima.errors import InputError
 from flatminima.objectives import LabelSmoothing, Mixup
 from flatminima.study.compare import compare
-from flatminima.training.assemble import objective, prepare
 from flatminima.training.brackets import parse_brackets
+from flatminima.training.minimized import objective
+from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe
 from flatminima.training.run import finetune
 

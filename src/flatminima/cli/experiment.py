@@ -158,7 +158,7 @@ def _methods(places: Places, asked: Any, small: bool) -> list[str]:
 def _check_methods(
     places: Places, recipe: Recipe, content: Mapping[str, Any], methods: Sequence[str], small: bool
 ) -> None:
-    from flatminima.training.assemble import check_method, check_twice
+    from flatminima.training.checks import check_method, check_twice
     from flatminima.training.methods import check_strengths
 
     of_data = ("data", "task", "text_column", "image_column", "label_noise", "augment")
@@ -187,7 +187,7 @@ def _check_grid(
     places: Places, recipe: Recipe, methods: Sequence[str], grid: Mapping[str, Any], small: bool
 ) -> None:
     from flatminima.study.vary import check_field
-    from flatminima.training.assemble import check_method
+    from flatminima.training.checks import check_method
 
     way = _way(places, "vary", small=small)
     for name, values in grid.items():

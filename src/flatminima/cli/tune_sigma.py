@@ -106,7 +106,7 @@ def _start_only(recipe: Recipe, method: str, strength: str, out: Path) -> None:
     """Print the start value."""
     from flatminima.measure import StartSigma
     from flatminima.study.tune import start_value
-    from flatminima.training.assemble import for_methods
+    from flatminima.training.checks import for_methods
 
     if strength != "sigma":
         raise InputError(f"a start value is of sigma, and {method!r} has {strength}: sweep it")

@@ -10,7 +10,7 @@ from typing import Any
 from flatminima.errors import InputError
 from flatminima.files import read_json, write_json
 from flatminima.study.jobs import Job, Outcome, run_jobs
-from flatminima.training.assemble import for_methods
+from flatminima.training.checks import for_methods
 from flatminima.training.recipe import Recipe
 
 STUDY = "study.json"

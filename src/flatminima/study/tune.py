@@ -13,9 +13,10 @@ from flatminima.study.jobs import Job, Outcome, run_jobs
 from flatminima.study.runs import Runs, check_counts, check_free, run_methods
 from flatminima.study.summary import summarize
 from flatminima.study.sweep_table import sweep_markdown
-from flatminima.training.assemble import for_methods, prepare
+from flatminima.training.checks import for_methods
 from flatminima.training.data.load import load
 from flatminima.training.methods import tuned_strength
+from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe
 
 PLAIN = "plain"

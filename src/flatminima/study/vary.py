@@ -14,7 +14,7 @@ from flatminima.study.domains import across_domains
 from flatminima.study.jobs import Outcome
 from flatminima.study.runs import STUDY
 from flatminima.study.table import markdown_table
-from flatminima.training.assemble import for_methods
+from flatminima.training.checks import for_methods
 from flatminima.training.data.load import domains_of
 from flatminima.training.recipe import Recipe, flag
 

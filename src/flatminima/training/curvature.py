@@ -9,10 +9,10 @@ from torch.utils.data import Subset
 
 from flatminima.measure import CurvatureReport, curvature
 from flatminima.progress import Progress, silent
-from flatminima.training.assemble import Prepared
 from flatminima.training.data.device import to_device
 from flatminima.training.data.encode import encode
 from flatminima.training.loader import loader
+from flatminima.training.prepared import Prepared
 from flatminima.training.state import Run
 from flatminima.training.threads import fitting_threads
 

@@ -9,9 +9,10 @@ from flatminima.models.hard_patches import MaskedViT
 from flatminima.models.hard_patches.picture import mask_plot
 from flatminima.objectives import HardPatchesMining
 from flatminima.training import checkpoint
-from flatminima.training.assemble import objective, prepare, restore
 from flatminima.training.data.encode import encode
 from flatminima.training.directory import RunDirectory
+from flatminima.training.minimized import objective
+from flatminima.training.prepared import prepare, restore
 
 IMAGES = 8
 

@@ -14,12 +14,12 @@ from flatminima.errors import InputError
 from flatminima.measure import CurvatureReport, PacBayesBound, pac_bayes_bound
 from flatminima.progress import Progress, silent
 from flatminima.training import checkpoint
-from flatminima.training.assemble import Prepared, prepare, restore
 from flatminima.training.curvature import measure
 from flatminima.training.data.device import to_device
 from flatminima.training.data.encode import encode
 from flatminima.training.directory import RunDirectory
 from flatminima.training.loader import loader
+from flatminima.training.prepared import Prepared, prepare, restore
 from flatminima.training.recipe import Recipe
 from flatminima.training.threads import fitting_threads
 

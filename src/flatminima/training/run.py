@@ -16,7 +16,7 @@ from flatminima.errors import InputError
 from flatminima.files import write_json
 from flatminima.progress import TrainingProgress, silent
 from flatminima.training import checkpoint, loop
-from flatminima.training.assemble import Prepared, assemble, make_accelerator, prepare
+from flatminima.training.assemble import assemble, make_accelerator
 from flatminima.training.curvature import headline, look, measure
 from flatminima.training.data.encode import encode
 from flatminima.training.directory import RunDirectory
@@ -24,6 +24,7 @@ from flatminima.training.interrupts import Interrupted
 from flatminima.training.loader import loader
 from flatminima.training.memory import peak_bytes, reset_peak
 from flatminima.training.predictions import Predictions
+from flatminima.training.prepared import Prepared, prepare
 from flatminima.training.recipe import Recipe
 from flatminima.training.settled import settle
 from flatminima.training.state import Run, State

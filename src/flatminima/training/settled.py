@@ -13,11 +13,11 @@ import torch
 from flatminima.errors import InputError
 from flatminima.files import read_json, write_json
 from flatminima.progress import Progress
-from flatminima.training.assemble import Prepared
 from flatminima.training.data.encode import encode
 from flatminima.training.directory import RunDirectory
 from flatminima.training.knobs import asked_knobs, with_values
 from flatminima.training.loader import loader
+from flatminima.training.prepared import Prepared
 from flatminima.training.recipe import Recipe
 from flatminima.tuning import Knob, tune_penalties
 

@@ -16,10 +16,10 @@ from flatminima.landscape import Direction, Frame, Landscape
 from flatminima.objectives import Objective
 from flatminima.progress import Progress, silent
 from flatminima.training import checkpoint
-from flatminima.training.assemble import prepare, restore
 from flatminima.training.curvature import measured_batches
 from flatminima.training.directory import RunDirectory
 from flatminima.training.measuring import Target, open_target
+from flatminima.training.prepared import prepare, restore
 from flatminima.training.processes import own_device
 from flatminima.training.threads import fitting_threads
 

@@ -12,9 +12,9 @@ from flatminima.errors import InputError
 from flatminima.files import write_json
 from flatminima.measure import start_sigma
 from flatminima.training import checkpoint, run
-from flatminima.training.assemble import prepare, restore
 from flatminima.training.curvature import measured_batches
 from flatminima.training.methods import SHARED_OPTIONS
+from flatminima.training.prepared import prepare, restore
 from flatminima.training.recipe import Recipe
 from flatminima.training.threads import fitting_threads
 

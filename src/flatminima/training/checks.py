@@ -1,0 +1,121 @@
+"""Whether the methods of a study can run, as far as can be told beforehand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+
+from flatminima.errors import InputError
+from flatminima.objectives import make_objective
+from flatminima.perturb import card, options
+from flatminima.training.brackets import parse_brackets
+from flatminima.training.data.examples import DataSet
+from flatminima.training.data.load import check_augmentation
+from flatminima.training.knobs import asked_knobs, check_data
+from flatminima.training.methods import SHARED_OPTIONS, perturbed, specialize
+from flatminima.training.minimized import check_kind, objective
+from flatminima.training.optimizers import base_optimizer
+from flatminima.training.prepared import prepare
+from flatminima.training.recipe import Recipe, parse_method
+from flatminima.training.reparametrized import check_reparam_named, reparam, self_tuned_knobs
+
+
+def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
+    """The recipe of each method of a study, found able to run as far as can be told beforehand.
+
+    An option that the recipe sets for all is left out where a method does not have it.
+
+    Raises:
+        InputError: a method, an option, the data or the model cannot be, or an option is set that
+            none of the methods has.
+    """
+    if not methods:
+        raise InputError("--perturb names no method: give at least one")
+    check_twice(methods)
+    for method in methods:
+        check_method(recipe, method)
+    said = recipe.flat()
+    takes = {method: options(parse_method(method)[0]) for method in methods}
+    for option, default in SHARED_OPTIONS.items():
+        if said[option] != default and not any(option in known for known in takes.values()):
+            raise InputError(
+                f"none of {', '.join(methods)} has an option --{option.replace('_', '-')}"
+            )
+    prepared = prepare(recipe.but(pretrain=False, perturb="plain", tune=None, **SHARED_OPTIONS))
+    recipes = {}
+    for method, known in takes.items():
+        foreign = {k: v for k, v in SHARED_OPTIONS.items() if k not in known}
+        recipes[method] = recipe.but(perturb=method, **foreign)
+        shared = {k: said[k] for k in (*SHARED_OPTIONS, "optimizer", "lr")}
+        ready = specialize(prepared.recipe.but(perturb=method, **{**shared, **foreign}))
+        family, random_weights = prepared.built.family, prepared.built.random_weights
+        ready = ready.resolved(family, random_weights, card(parse_method(method)[0]).base)
+        perturbed(base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
+        check_augmentation(ready.data.augment, prepared.data)
+        objective(ready, prepared.data)
+        ready = ready.but(tune=ready.tune.tune or said["tune"])
+        if ready.tune.tune:
+            check_data(asked_knobs(ready), prepared.data)
+            self_tuned_knobs(ready)
+        if ready.reparam.reparam != "none":
+            reparam(ready, copy.deepcopy(prepared.built.model))
+        if not len(prepared.data.validation):
+            check_choosing(ready, prepared.data)
+    return recipes
+
+
+def check_twice(methods: Sequence[str]) -> None:
+    """Refuse a method that is given twice, by an alias too.
+
+    Raises:
+        InputError: one is.
+    """
+    meant = {(card(name).name, str(own)) for name, own in map(parse_method, methods)}
+    if len(meant) < len(methods):
+        raise InputError(f"--perturb names a method twice: {', '.join(methods)}")
+
+
+def check_method(recipe: Recipe, method: str) -> None:
+    """Refuse what no data could save, before any are read: names, options, contradictions.
+
+    Raises:
+        InputError: no such method, objective or reparametrization, or an option that it does not
+            have; a value out of range; what the recipe says of its data does not go with it.
+    """
+    name, _ = parse_method(method)
+    known = options(name)
+    foreign = {k: v for k, v in SHARED_OPTIONS.items() if k not in known}
+    ready = specialize(recipe.but(perturb=method, **foreign))
+    ready = ready.resolved("transformers", True, card(name).base)
+    perturbed(base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
+    check_reparam_named(ready)
+    text = ready.data.text_column is not None and ready.data.image_column is None
+    if ready.objective.objective is not None:
+        objective_name, given = parse_brackets(ready.objective.objective)
+        make_objective(objective_name, **given)
+        if text:
+            check_kind(objective_name, "text", ready.data.data)
+    if text and ready.data.augment != "none":
+        raise InputError(
+            f"--augment {ready.data.augment} changes images, and --text-column says that "
+            f"{ready.data.data} holds texts: leave it out"
+        )
+    if ready.data.task == "regression" and ready.data.label_noise:
+        raise InputError(
+            "--label-noise draws classes anew, and --task is regression: leave one out"
+        )
+
+
+def check_choosing(recipe: Recipe, data: DataSet) -> None:
+    """Refuse to choose by validation where there are no validation samples.
+
+    Raises:
+        InputError: the recipe does.
+    """
+    if recipe.loop.keep == "best" or recipe.loop.early_stopping is not None:
+        raise InputError(
+            "--keep best and --early-stopping choose by validation score, and "
+            f"{data.name} has no validation samples: set --validation-fraction"
+        )

@@ -1,0 +1,51 @@
+"""Which weights a recipe frees."""
+
+from __future__ import annotations
+
+import torch
+
+from flatminima.reparam import Reparam, check_reparam, make_reparam
+from flatminima.training.brackets import parse_brackets
+from flatminima.training.knobs import asked_knobs
+from flatminima.training.recipe import Recipe
+from flatminima.training.self_tuned import SelfTunedWeights, check_self_tuned
+from flatminima.tuning import Knob
+
+
+def reparam(recipe: Recipe, model: torch.nn.Module) -> Reparam:
+    """Which weights are free, and where.
+
+    Args:
+        recipe: Names it.
+        model: Its weights as training begins.
+
+    Raises:
+        InputError: no such reparametrization, or options that it does not have.
+    """
+    knobs = self_tuned_knobs(recipe)
+    if knobs:
+        return SelfTunedWeights(model, len(knobs), recipe.loop.seed)
+    name, given = parse_brackets(recipe.reparam.reparam)
+    return make_reparam(name, model, **given)
+
+
+def self_tuned_knobs(recipe: Recipe) -> dict[str, Knob]:
+    """The knobs that are tuned while training, {} where none are.
+
+    Raises:
+        InputError: something that cannot be tuned so.
+    """
+    if not recipe.tune.tune or recipe.tune.tuner != "stn":
+        return {}
+    check_self_tuned(recipe)
+    return asked_knobs(recipe)
+
+
+def check_reparam_named(recipe: Recipe) -> None:
+    """Refuse a reparametrization that does not exist, or options that it does not have.
+
+    Raises:
+        InputError: as said.
+    """
+    name, given = parse_brackets(recipe.reparam.reparam)
+    check_reparam(name, **given)
