@@ -108,7 +108,7 @@ class Explanation:
             "layers": list(found.layers),
             "why": found.why,
             "images": [
-                {**row, "image": shown, "map": _picture(image, one)}
+                {**row, "image": shown, "map": _picture(image, one, len(found.layers))}
                 for row, shown, image, one in zip(
                     found.rows, found.examples, found.images, found.maps, strict=True
                 )
@@ -116,10 +116,13 @@ class Explanation:
         }
 
 
-def _picture(image: Tensor, saliency: Tensor) -> str:
-    """An overlay as base64 of PNG; small ones are enlarged, pixel by pixel."""
+def _picture(image: Tensor, saliency: Tensor, layers: int) -> str:
+    """An overlay as base64 of PNG; small ones are enlarged, pixel by pixel.
+
+    A product of layers is shown as their geometric mean, or it would be seen at a pixel or two.
+    """
     pil = require("PIL.Image", "cli")
-    shown = pil.fromarray(overlay(image, saliency))
+    shown = pil.fromarray(overlay(image, saliency, power=1 / layers))
     larger = max(1, SIDE // max(shown.size))
     return png(shown.resize((shown.width * larger, shown.height * larger), pil.Resampling.NEAREST))
 
