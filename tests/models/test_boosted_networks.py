@@ -362,9 +362,13 @@ def test_bad_input_is_named_with_its_mend():
         ({"alpha": -1}, "alpha is -1: give a number of 0 or above"),
         ({"max_iter": True}, "max_iter is True"),
         ({"validation_fraction": 2}, "validation_fraction is 2"),
+        ({"validation_fraction": 0.001}, "of 40 samples cannot be held out"),
+        ({"units": "a"}, "units is 'a'"),
     ):
         with pytest.raises(InputError, match=words):
             BoostedNetworkClassifier(**{**SMALL, **options}).fit(X, y)
+    with pytest.raises(InputError, match="y has targets that are missing"):
+        BoostedNetworkRegressor(**SMALL).fit(X, [None, *y[1:]])
     model = BoostedNetworkClassifier(**SMALL).fit(X, y)
     for use in (model.predict, model.predict_proba, model.decision_function):
         with pytest.raises(InputError, match="stages is 5, and there are 4: give 0 up to 4"):

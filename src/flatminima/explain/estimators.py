@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from flatminima import arguments
 from flatminima.errors import InputError
-from flatminima.explain import arguments
 from flatminima.explain.tilting import Floats, TiltReport, tilt_report
 from flatminima.explain.tilting_pairs import PairTilts, tilt_pairs
 from flatminima.progress import Progress, silent

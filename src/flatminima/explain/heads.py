@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flatminima import arguments
 from flatminima.errors import InputError, unknown
-from flatminima.explain import arguments
 from flatminima.explain.predicting import predicted, scores
 from flatminima.explain.recording import at_rest
 from flatminima.explain.samples import first as first_of

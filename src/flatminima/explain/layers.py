@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from flatminima import arguments
 from flatminima.errors import InputError, unknown
-from flatminima.explain import arguments
 from flatminima.explain.predicting import predicted
 
 INPUT = "input"

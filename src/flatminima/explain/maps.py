@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from flatminima.arguments import floats
 from flatminima.errors import InputError, unknown
-from flatminima.explain.arguments import floats
 
 COMBINATIONS = ("product", "sum", "geometric")
 WEIGHTS = ("uniform", "linear")

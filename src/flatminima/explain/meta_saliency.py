@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatminima import arguments
 from flatminima.errors import InputError
-from flatminima.explain import arguments, samples
+from flatminima.explain import samples
 from flatminima.explain.predicting import predicted, scores
 from flatminima.measure import Estimate
 from flatminima.measure.untouched import check_recording, untouched
@@ -62,7 +63,7 @@ def meta_saliency(
     """
     arguments.function("attribute", attribute)
     arguments.model(model)
-    arguments.number("lr", lr, 0)
+    arguments.number("lr", lr, 0, with_low=True)
     first = samples.first(inputs)
     classes = samples.targets(target, len(first), first.device)
     if classes is None:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from flatminima import arguments
 from flatminima.errors import InputError
-from flatminima.explain import arguments, identities, maps, samples
+from flatminima.explain import identities, maps, samples
 from flatminima.explain.layers import Layers, default_layers, named_layers
 from flatminima.explain.outer_products import AGGREGATES
 from flatminima.explain.recording import Record, at_rest, record

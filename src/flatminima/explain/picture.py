@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flatminima import arguments
 from flatminima.errors import InputError, require
-from flatminima.explain import arguments
 
 Pixels = NDArray[np.uint8]
 
@@ -39,8 +39,7 @@ def overlay(
     Raises:
         InputError: a map of another size than the image; a power of 0 or below.
     """
-    if arguments.number("power", power, 0) == 0:
-        raise InputError("power is 0: give a number above 0")
+    arguments.number("power", power, 0)
     grey, shown = _plane("image", image), _plane("map", saliency)
     if grey.shape != shown.shape:
         raise InputError(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from flatminima.arguments import floats, number
 from flatminima.errors import InputError
-from flatminima.explain.arguments import floats, number
 
 Floats = NDArray[np.float64]
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from flatminima.arguments import floats
 from flatminima.errors import InputError, require
-from flatminima.explain.arguments import floats
 from flatminima.explain.tilting import TiltReport, strength_in_words, tilt_report
 from flatminima.progress import Progress, silent
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from flatminima.arguments import floats
 from flatminima.errors import require
-from flatminima.explain.arguments import floats
 from flatminima.explain.tilting import (
     Floats,
     TiltReport,

@@ -13,8 +13,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from flatminima.errors import InputError, unknown
-from flatminima.models.arguments import number, whole
+from flatminima.arguments import chosen, number, whole
+from flatminima.errors import InputError
 from flatminima.models.wide_and_deep.activations import DualActivation, optimal_activation
 from flatminima.models.wide_and_deep.chunks import Chunks, intrinsic_dimension, nearest_two
 from flatminima.models.wide_and_deep.kernels import (
@@ -192,9 +192,8 @@ class DeepKernelClassifier(_KernelVote):
                 computed, with the chunk that does) or that is singular.
         """
         depth = whole("depth", self.depth, 1)
-        for name, value, known in (("kind", self.kind, KINDS), ("solver", self.solver, SOLVERS)):
-            if value not in known:
-                raise unknown(name, value, known)
+        chosen("kind", self.kind, KINDS)
+        chosen("solver", self.solver, SOLVERS)
         inputs, labels = validate_data(self, X, y, dtype=np.float64)
         targets, points = self._labels(labels), self._points(inputs)
         chunks, progress = self._chunks(), self.progress or silent
@@ -239,10 +238,9 @@ class DeepKernelClassifier(_KernelVote):
     ) -> tuple[DualActivation, int | None]:
         if isinstance(self.activation, DualActivation):
             return self.activation, None
+        chosen("activation", self.activation, ["optimal", *NAMED])
         if self.activation in NAMED:
             return NAMED[self.activation](), None
-        if self.activation != "optimal":
-            raise unknown("activation", self.activation, ["optimal", *NAMED])
         if self.dimension is not None:
             return optimal_activation(self.dimension), self.dimension
         estimate = 1.0 if nearest is None else intrinsic_dimension(*nearest)
