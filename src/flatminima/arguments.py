@@ -47,7 +47,7 @@ def chosen(kind: str, name: Any, known: Iterable[str]) -> Any:
     return name
 
 
-def model(given: Any) -> nn.Module:
+def network(given: Any) -> nn.Module:
     """A network, or an `InputError`."""
     if not isinstance(given, nn.Module):
         raise InputError(f"the model is {kind_of(given)}: give a torch.nn.Module")

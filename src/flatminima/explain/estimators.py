@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flatminima import arguments
+from flatminima.arguments import floats, function
 from flatminima.errors import InputError
 from flatminima.explain.tilting import Floats, TiltReport, tilt_report
 from flatminima.explain.tilting_pairs import PairTilts, tilt_pairs
@@ -79,8 +79,8 @@ def linear_scores(estimator: Any) -> LinearScores:
         )
     if getattr(estimator, "classes_", None) is None:
         raise InputError(f"{name} is no classifier: give one, such as LogisticRegression")
-    weight = np.atleast_2d(arguments.floats("coef_", coefficients))
-    bias = np.broadcast_to(arguments.floats("intercept_", estimator.intercept_), len(weight))
+    weight = np.atleast_2d(floats("coef_", coefficients))
+    bias = np.broadcast_to(floats("intercept_", estimator.intercept_), len(weight))
     names = _names(estimator)
     if len(names) == 2 and len(weight) == 1:
         return LinearScores(np.concatenate([0 * weight, weight]), np.array([0.0, bias[0]]), names)
@@ -167,18 +167,18 @@ def tilt_path(
         InputError: no values; other numbers of classes than two; an estimator that is not linear;
             shapes that do not fit.
     """
-    arguments.function("factory", factory)
-    path = arguments.floats("values", values)
+    function("factory", factory)
+    path = floats("values", values)
     if path.ndim != 1:
         raise InputError(f"values is {values!r}: give a list of numbers to fit with")
     if not len(path):
         raise InputError("values is empty: give at least one to fit with")
-    arguments.floats("X", X)
+    floats("X", X)
     count = len(np.unique(np.asarray(y)))
     if count != 2:
         raise InputError(f"a path is of two classes, and these are {count}")
     reports, accuracies = [], []
-    held, classes = arguments.floats("X_validation", X_validation), np.asarray(y_validation)
+    held, classes = floats("X_validation", X_validation), np.asarray(y_validation)
     if held.ndim != 2 or classes.shape != held.shape[:1]:
         raise InputError(
             f"the validation samples have the shape {held.shape} and their classes "
@@ -227,11 +227,11 @@ def _nearest_centroids(estimator: Any) -> LinearScores:
         raise InputError(
             f"NearestCentroid with the metric {metric!r} is not linear: take metric='euclidean'"
         )
-    centroids = arguments.floats("centroids_", estimator.centroids_)
+    centroids = floats("centroids_", estimator.centroids_)
     scale, prior = np.ones(centroids.shape[1]), np.ones(len(centroids))
     given = getattr(estimator, "class_prior_", None)
     if given is not None and not np.isclose(given, 1 / len(centroids)).all():
-        deviation = arguments.floats("within_class_std_dev_", estimator.within_class_std_dev_)
+        deviation = floats("within_class_std_dev_", estimator.within_class_std_dev_)
         scale, prior = np.where(deviation == 0, 1.0, deviation), np.asarray(given)
     weight = centroids / scale**2
     with np.errstate(divide="ignore"):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flatminima import arguments
+from flatminima.arguments import network
 from flatminima.errors import InputError, unknown
 from flatminima.explain.predicting import predicted, scores
 from flatminima.explain.recording import at_rest
@@ -67,7 +67,7 @@ def read_head(
             linear, or takes no one vector a sample; targets that are no classes of the head.
         NoHead: no linear layer gives the logits (an `InputError`).
     """
-    arguments.model(model)
+    network(model)
     if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
         raise InputError(f"batches is a {type(batches).__name__}: give a loader, or a list of them")
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
@@ -176,7 +176,7 @@ def local_distance(model: nn.Module, inputs: Any, targets: Tensor) -> Tensor:
     Raises:
         InputError: inputs that have no gradient, or a model of a single class.
     """
-    arguments.model(model)
+    network(model)
     x = first_of(inputs)
     classes = targets_of(targets, len(x), x.device)
     if classes is None:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from flatminima import arguments
+from flatminima.arguments import network
 from flatminima.errors import InputError, unknown
 from flatminima.explain.predicting import predicted
 
@@ -101,7 +101,7 @@ def default_layers(model: nn.Module, inputs: Any) -> list[str]:
     Raises:
         InputError: inputs that the model cannot take.
     """
-    arguments.model(model)
+    network(model)
     called: dict[str, tuple[int, tuple[int, ...]]] = {}
     twice: set[str] = set()
 

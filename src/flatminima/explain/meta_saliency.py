@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatminima import arguments
+from flatminima.arguments import function, network, number
 from flatminima.errors import InputError
 from flatminima.explain import samples
 from flatminima.explain.predicting import predicted, scores
@@ -61,9 +61,9 @@ def meta_saliency(
     Raises:
         InputError: an lr below 0; no inputs, no target; what is no model or no method.
     """
-    arguments.function("attribute", attribute)
-    arguments.model(model)
-    arguments.number("lr", lr, 0, with_low=True)
+    function("attribute", attribute)
+    network(model)
+    number("lr", lr, 0, with_low=True)
     first = samples.first(inputs)
     classes = samples.targets(target, len(first), first.device)
     if classes is None:
@@ -130,8 +130,8 @@ def class_sensitivity(
     Raises:
         InputError: all maps are constant; a model of one class; what is no model or no method.
     """
-    arguments.function("attribute", attribute)
-    arguments.model(model)
+    function("attribute", attribute)
+    network(model)
     began = time.perf_counter()
     with untouched(model, Supervised(), samples.first(inputs).device), torch.no_grad():
         outputs = predicted(model, inputs)

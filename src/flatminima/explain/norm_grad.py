@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flatminima import arguments
+from flatminima.arguments import chosen, floats, network, whole
 from flatminima.errors import InputError
 from flatminima.explain import identities, maps, samples
 from flatminima.explain.layers import Layers, default_layers, named_layers
@@ -97,8 +97,8 @@ class NormGrad:
         pixel_range: tuple[float, float] | None = PIXELS,
     ) -> None:
         identities.check_identity(identity)
-        arguments.chosen("aggregate", aggregate, AGGREGATES)
-        self.model = arguments.model(model)
+        chosen("aggregate", aggregate, AGGREGATES)
+        self.model = network(model)
         self.layers = None if layers is None else named_layers(model, layers)
         self.identity, self.aggregate = identity, aggregate
         self.combine: Literal["product", "sum", "geometric"] = combine
@@ -121,7 +121,7 @@ class NormGrad:
         Raises:
             InputError: no such method, and as for `NormGrad`.
         """
-        arguments.chosen("saliency method", method, METHODS)
+        chosen("saliency method", method, METHODS)
         return cls(model, layers, **{**METHODS[method], **options})
 
     def attribute(
@@ -225,7 +225,7 @@ class NormGrad:
                 raise InputError("inputs by name carry all arguments: leave the additional out")
             before = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
             inputs = (*before, *(others if isinstance(others, tuple) else (others,)))
-        step = count if size is None else arguments.whole("internal_batch_size", size, 1)
+        step = count if size is None else whole("internal_batch_size", size, 1)
         for start in range(0, count, step):
             stop = min(start + step, count)
             own = None if classes is None else classes[start:stop]
@@ -247,7 +247,7 @@ def norm_grad(
 def _range(given: Any) -> tuple[float, float] | None:
     if given is None:
         return None
-    ends = arguments.floats("pixel_range", given)
+    ends = floats("pixel_range", given)
     if ends.shape != (2,) or not ends[0] < ends[1]:
         raise InputError(f"pixel_range is {given!r}: give the least and the largest, or None")
     return float(ends[0]), float(ends[1])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flatminima import arguments
+from flatminima.arguments import floats, number
 from flatminima.errors import InputError, require
 
 Pixels = NDArray[np.uint8]
@@ -39,7 +39,7 @@ def overlay(
     Raises:
         InputError: a map of another size than the image; a power of 0 or below.
     """
-    arguments.number("power", power, 0)
+    number("power", power, 0)
     grey, shown = _plane("image", image), _plane("map", saliency)
     if grey.shape != shown.shape:
         raise InputError(
@@ -110,7 +110,7 @@ def saliency_plot(
 
 def _plane(name: str, values: Any) -> NDArray[np.float64]:
     """As (h, w), the mean over channels."""
-    found = arguments.floats(name, values)
+    found = floats(name, values)
     if found.ndim not in (2, 3):
         raise InputError(f"the {name} has the shape {found.shape}: give (h, w) or (c, h, w)")
     return found.mean(0) if found.ndim == 3 else found

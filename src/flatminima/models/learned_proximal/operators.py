@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -142,7 +142,7 @@ def _gaussian(length: int, std: float, like: Tensor) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def sensing(matrix: Tensor, shape: tuple[int, ...]) -> LinearMap:
+def sensing(matrix: Tensor, shape: Sequence[int]) -> LinearMap:
     """A = a matrix times the flattened sample, of compressed sensing.
 
     Args:
@@ -152,7 +152,7 @@ def sensing(matrix: Tensor, shape: tuple[int, ...]) -> LinearMap:
     Raises:
         InputError: the matrix does not fit the shape.
     """
-    if isinstance(shape, str | int):
+    if not isinstance(shape, tuple | list):
         raise InputError(f"shape is {shape!r}: give the sides of a sample, as (1, 8, 8)")
     for side in shape:
         whole("a side of shape", side, 1)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatminima import arguments
+from flatminima.arguments import function, kind_of, network, number, tensor, whole
 from flatminima.errors import InputError, require
 from flatminima.models.learned_proximal.matching import ProximalMatching, Stage, proximal_schedule
 from flatminima.models.learned_proximal.proximal import LearnedProximal
@@ -101,15 +101,13 @@ def fit_lpn(
             far larger than sigma; a number out of its range; a network without weights, or one that
             does not give back the shape of the samples; a gamma so small that its gradient is 0.
     """
-    arguments.number("sigma", sigma, 0)
-    arguments.whole("batch", batch, 1)
-    first = next(arguments.model(net).parameters(), None)
+    number("sigma", sigma, 0)
+    whole("batch", batch, 1)
+    first = next(network(net).parameters(), None)
     if first is None:
         raise InputError(f"a {type(net).__name__} without weights has nothing to train")
-    generator = torch.Generator().manual_seed(arguments.whole("seed", seed, 0))
-    if not isinstance(samples, Tensor) and not callable(samples):
-        arguments.tensor("samples", samples)
-    draw = _from(samples) if isinstance(samples, Tensor) else samples
+    generator = torch.Generator().manual_seed(whole("seed", seed, 0))
+    draw = samples if callable(samples) else _from(tensor("samples", samples))
     looked_at = samples if isinstance(samples, Tensor) else draw(max(batch, 256), generator)
     was = net.training
     low, high = _checked(net, looked_at, sigma)
@@ -119,7 +117,7 @@ def fit_lpn(
         raise InputError("the schedule is no list of Stage: give one, as proximal_schedule does")
     if not schedule:
         raise InputError("the schedule is empty: give at least one Stage")
-    stepping = arguments.function("optimizer", optimizer)(net.parameters())
+    stepping = function("optimizer", optimizer)(net.parameters())
     if not hasattr(stepping, "param_groups"):
         raise InputError("optimizer makes no optimizer: give torch.optim.Adam, or a function")
     names, losses = [], []
@@ -185,7 +183,7 @@ def _check_denoiser(net: nn.Module, samples: Tensor) -> None:
             f"the network does not take samples of the shape {tuple(samples.shape)}: {error}"
         ) from error
     if not isinstance(found, Tensor) or found.shape != samples.shape:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else arguments.kind_of(found)
+        shape = tuple(found.shape) if isinstance(found, Tensor) else kind_of(found)
         raise InputError(
             f"the network makes {shape} of samples of the shape {tuple(samples.shape)}: a denoiser "
             "gives back what it takes"
@@ -194,7 +192,7 @@ def _check_denoiser(net: nn.Module, samples: Tensor) -> None:
 
 def _checked(net: nn.Module, samples: Tensor, sigma: float) -> tuple[float, float]:
     """The range of the samples, which are fit to train on."""
-    count = len(samples) if arguments.tensor("samples", samples).dim() else 0
+    count = len(samples) if tensor("samples", samples).dim() else 0
     if not samples.is_floating_point() or not count:
         raise InputError(
             f"there are {count} samples of {samples.dtype}: give floating-point numbers, (n, ...), "
