@@ -65,13 +65,18 @@ def _table(cards: Iterable[Card]) -> str:
 def cost(card: Card) -> str:
     """What it costs, in words."""
     if card.slot == "perturb":
-        return f"{card.gradients} gradients a step; {card.buffers} weight-sized buffers"
+        buffers = _counted(card.buffers, "weight-sized buffer")
+        return f"{_counted(card.gradients, 'gradient')} a step; {buffers}"
     if card.slot == "objective":
-        return f"{card.gradients} gradients a pass; memory: {card.buffers}"
+        return f"{_counted(card.gradients, 'gradient')} a pass; memory: {card.buffers}"
     if card.slot == "reparam":
         more = "no" if card.gradients == "0" else f"{card.gradients} more"
-        return f"{more} gradient; {card.buffers} weight-sized buffers"
+        return f"{more} gradient; {_counted(card.buffers, 'weight-sized buffer')}"
     return f"{card.gradients}; memory: {card.buffers}" if card.buffers else card.gradients
+
+
+def _counted(count: str, thing: str) -> str:
+    return f"{count} {thing}" if count == "1" else f"{count} {thing}s"
 
 
 def start(card: Card) -> str:

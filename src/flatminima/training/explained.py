@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ class ExplainSettings:
             raise unknown("saliency method", self.method, METHODS)
         if self.images < 0:
             raise InputError(f"images is {self.images}: give 0 or more")
+        if self.meta_lr is not None and not 0 <= self.meta_lr < math.inf:
+            raise InputError(f"meta_lr is {self.meta_lr}: give a finite number of 0 or above")
 
 
 @dataclass(frozen=True, eq=False)

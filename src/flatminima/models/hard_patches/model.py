@@ -18,6 +18,10 @@ LARGEST = 30.0
 """No pixel of an image that was scaled or normalized is larger."""
 
 
+DECODER_KEYS = (r"^enter\.", r"^mask_token$", r"^reconstructor\.", r"^predictor\.")
+"""What a state dict of a `MaskedViT` has beside the ViT's own keys, as regular expressions."""
+
+
 class MaskedViT(nn.Module):
     r"""A ViT of transformers as the encoder of a masked autoencoder that predicts its own losses.
 
