@@ -244,6 +244,18 @@ def test_weights_that_are_all_equal_give_no_scale():
     assert torch.equal(layer.weight, torch.zeros(3, 3))
 
 
+def test_a_model_that_is_refused_is_left_as_it_was():
+    model = network()
+    nn.init.zeros_(model[5].weight)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match="standard deviation 0"):
+        compand_(model)
+    assert not any(parametrize.is_parametrized(module) for module in model.modules())
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
 SMALL = {"epochs": 2, "train_size": 60, "batch_size": 16, "pretrain": False, "measure": False}
 
 

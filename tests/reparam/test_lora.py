@@ -81,6 +81,15 @@ def test_a_model_with_nothing_but_a_head_is_refused():
         LoRA(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), rank=1)
 
 
+@pytest.mark.parametrize("targets", ["0,1", "0,3"])
+def test_layers_without_adapters_are_refused_and_the_model_is_as_it_was(targets):
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Sequential())
+    with pytest.raises(InputError, match="which takes no adapters: name layers"):
+        LoRA(model, rank=2, targets=targets)
+    assert [type(m).__name__ for m in model] == ["Linear", "BatchNorm1d", "Linear", "Sequential"]
+    assert all(p.requires_grad for p in model.parameters())
+
+
 SMALL = {"epochs": 3, "train_size": 60, "reparam": "lora(rank=2)", "perturb": "glad", "probes": 5}
 SMALL |= {"draws": 5, "measure_samples": 60}
 

@@ -148,6 +148,7 @@ def _average(
         total=total,
         per_epoch=per_epoch,
         frozen_statistics=free.freezes_statistics,
+        bake=free.bake if free.averages_baked else None,
     )
 
 

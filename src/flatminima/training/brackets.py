@@ -17,9 +17,11 @@ def parse_brackets(asked: str) -> tuple[str, dict[str, Any]]:
         Its name, and its options as numbers, truth values or words.
 
     Raises:
-        InputError: brackets that do not close, or an option without "=".
+        InputError: brackets that do not close, several names, or an option without "=".
     """
     name, opened, rest = asked.strip().partition("(")
+    if ")" in rest[:-1]:
+        raise InputError(f"{asked!r}: write one name, and its options as name(option=value)")
     if opened and not rest.endswith(")"):
         raise InputError(f"{asked!r}: write options as name(option=value), not {asked!r}")
     chosen: dict[str, Any] = {}

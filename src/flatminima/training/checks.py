@@ -19,7 +19,7 @@ from flatminima.training.minimized import check_kind, objective
 from flatminima.training.optimizers import base_optimizer
 from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe, parse_method
-from flatminima.training.reparametrized import check_reparam_named, reparam, self_tuned_knobs
+from flatminima.training.reparametrized import reparam, reparam_named, self_tuned_knobs
 
 
 def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
@@ -90,7 +90,7 @@ def check_method(recipe: Recipe, method: str) -> None:
     ready = specialize(recipe.but(perturb=method, **foreign))
     ready = ready.resolved("transformers", True, card(name).base)
     perturbed(base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
-    check_reparam_named(ready)
+    reparam_named(ready)
     text = ready.data.text_column is not None and ready.data.image_column is None
     if ready.objective.objective is not None:
         objective_name, given = parse_brackets(ready.objective.objective)

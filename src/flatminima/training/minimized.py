@@ -7,6 +7,7 @@ import numpy as np
 from flatminima.errors import InputError
 from flatminima.objectives import (
     AcrossDomains,
+    BackwardCorrection,
     ConR,
     Contrastive,
     Objective,
@@ -47,6 +48,8 @@ def objective(recipe: Recipe, data: DataSet) -> Objective:
         )
     instead = "squared-error" if data.task == "regression" else "label-smoothing"
     check_kind(name, data.kind, data.name, instead)
+    if isinstance(found, BackwardCorrection):
+        found.inverse(data.outputs)  # refuses what labels of so many classes cannot be
     if isinstance(found, AcrossDomains):
         _check_domains(name, found, data)
     if isinstance(found, ConR):

@@ -167,7 +167,9 @@ def check_domains(spec: DataSpec, raw: Raw) -> None:
     asked = spec.domain_column or spec.domain_folders
     if asked and not raw.domains:
         flag, of = ("column", "tables") if spec.domain_column else ("folders", "folders of images")
-        raise InputError(f"--domain-{flag} is for {of}, and {raw.name} is none: leave it out")
+        raise InputError(
+            f"--domain-{flag} is for {of}, and {raw.name} is none: leave it out, or give such data"
+        )
     if asked and len(raw.domains) == 1:
         raise InputError(
             f"{raw.name} has the single domain {raw.domains[0]!r}: give data of two or more, or "
