@@ -35,8 +35,8 @@ FLAGS = {"perturb": "--perturb", "objective": "--objective", "reparam": "--repar
 
 SYSTEMS = runpy.run_path(str(Path(__file__).with_name("system.py")))
 NOT_MEASURED = {
-    "cutmix": "No result of it is committed: the network of [what adds to what](combinations.md), "
-    "where [mixup](mixup.md) is measured, takes digits as vectors, out of which nothing is cut."
+    "cutmix": "On digits say `--model cnn`. No result of it is committed: the network of [what "
+    "adds to what](combinations.md), where [mixup](mixup.md) is measured, is given digits as vectors."
 }
 
 

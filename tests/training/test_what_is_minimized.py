@@ -10,6 +10,7 @@ from flatminima.errors import InputError
 from flatminima.objectives import LabelSmoothing, Mixup
 from flatminima.study.compare import compare
 from flatminima.training.brackets import parse_brackets
+from flatminima.training.checks import for_methods
 from flatminima.training.minimized import objective
 from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe
@@ -103,6 +104,15 @@ def test_cutmix_is_refused_for_tables(tmp_path):
     (tmp_path / "t.csv").write_text(f"x,y,label\n{rows}\n")
     with pytest.raises(InputError, match="holds vectors"):
         prepare(recipe(data=str(tmp_path / "t.csv"), objective="cutmix"))
+
+
+@pytest.mark.parametrize("name", ["cutmix", "cutmix(alpha=0.5)"])
+def test_cutmix_is_refused_for_a_network_that_is_given_vectors(name):
+    with pytest.raises(InputError, match="given them as vectors: say --model cnn, or take mixup"):
+        prepare(recipe(objective=name))
+    with pytest.raises(InputError, match="say --model cnn"):
+        for_methods(recipe(), ["plain", f"nso:objective={name}"])
+    assert prepare(recipe(objective=name, model="cnn")).built.model is not None
 
 
 def test_a_constrained_run_ends_within_its_radius_and_continues_as_if_never_stopped(tmp_path):

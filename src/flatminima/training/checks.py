@@ -15,7 +15,7 @@ from flatminima.training.data.examples import DataSet
 from flatminima.training.data.load import check_augmentation
 from flatminima.training.knobs import asked_knobs, check_data
 from flatminima.training.methods import SHARED_OPTIONS, perturbed, specialize
-from flatminima.training.minimized import check_kind, objective
+from flatminima.training.minimized import check_encoding, check_kind, objective
 from flatminima.training.optimizers import base_optimizer
 from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe, parse_method
@@ -54,7 +54,7 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
         ready = ready.resolved(family, random_weights, card(parse_method(method)[0]).base)
         perturbed(base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
         check_augmentation(ready.data.augment, prepared.data)
-        objective(ready, prepared.data)
+        check_encoding(objective(ready, prepared.data), prepared.built.encoding)
         ready = ready.but(tune=ready.tune.tune or said["tune"])
         if ready.tune.tune:
             check_data(asked_knobs(ready), prepared.data)

@@ -10,6 +10,7 @@ from flatminima.objectives import (
     BackwardCorrection,
     ConR,
     Contrastive,
+    CutMix,
     Objective,
     make_objective,
     objective_card,
@@ -17,6 +18,7 @@ from flatminima.objectives import (
 )
 from flatminima.training.brackets import parse_brackets
 from flatminima.training.data.domains import NAME_DOMAINS as NAMES
+from flatminima.training.data.encode import Encoding
 from flatminima.training.data.examples import DataSet
 from flatminima.training.recipe import Recipe
 from flatminima.training.tasks import task_of
@@ -83,6 +85,19 @@ def check_kind(name: str, kind: str, source: str, instead: str = "label-smoothin
     if kind not in kinds:
         raise InputError(
             f"--objective {name} {why}, and {source} holds {kind}s: take another, such as {instead}"
+        )
+
+
+def check_encoding(minimized: Objective, encoding: Encoding) -> None:
+    """Refuse an objective that needs places in images for a model that is given vectors.
+
+    Raises:
+        InputError: so it is.
+    """
+    if isinstance(minimized, CutMix) and encoding.flatten:
+        raise InputError(
+            "--objective cutmix cuts rectangles out of images, and this model is given them as "
+            "vectors: say --model cnn, or take mixup"
         )
 
 

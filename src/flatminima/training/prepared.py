@@ -19,7 +19,7 @@ from flatminima.training.data.load import load as load_data
 from flatminima.training.knobs import asked_knobs, check_data
 from flatminima.training.language_models import TINY
 from flatminima.training.methods import specialize
-from flatminima.training.minimized import objective
+from flatminima.training.minimized import check_encoding, objective
 from flatminima.training.pretrain import pretrain
 from flatminima.training.prompting import PromptClassifier
 from flatminima.training.recipe import Recipe, parse_method
@@ -61,11 +61,12 @@ def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     seed = recipe.loop.seed
     data = load_data(recipe.data, seed, progress)
     recipe = recipe.but(objective=recipe.objective.objective or task_of(data).objective)
-    objective(recipe, data)
+    minimized = objective(recipe, data)
     reparam_named(recipe)
     name = recipe.model.model or models.default_model(data)
     torch.manual_seed(seed)
     built = models.build(name, data, new_head=recipe.model.new_head)
+    check_encoding(minimized, built.encoding)
     places = {"data": recipe.data.data, "model": name}
     recipe = recipe.but(**{key: _absolute(place) for key, place in places.items()})
     recipe = recipe.resolved(built.family, built.random_weights, own_base)
