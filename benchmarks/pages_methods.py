@@ -34,10 +34,6 @@ EQUATIONS = {"perturb": "Gradient", "objective": "Loss", "optimizer": "Step"}
 FLAGS = {"perturb": "--perturb", "objective": "--objective", "reparam": "--reparam"}
 
 SYSTEMS = runpy.run_path(str(Path(__file__).with_name("system.py")))
-NOT_MEASURED = {
-    "cutmix": "On digits say `--model cnn`. No result of it is committed: the network of [what "
-    "adds to what](combinations.md), where [mixup](mixup.md) is measured, is given digits as vectors."
-}
 
 
 def described() -> dict[str, tuple[Card, type | None]]:
@@ -133,7 +129,6 @@ def _measured(name: str) -> str:
     """What the committed results say of it beside others; "" where its page is to say it."""
     found = read_json(SYSTEMS["RESULTS"] / "system-combinations.json")
     said = SYSTEMS["experiment"]("combinations").said_of(name, found)
-    said = said or NOT_MEASURED.get(name, "")
     return f"{said}\n" if said else ""
 
 
