@@ -11,11 +11,11 @@ from flatminima.errors import InputError
 from flatminima.objectives import make_objective
 from flatminima.perturb import card, options
 from flatminima.training.brackets import parse_brackets
-from flatminima.training.data.examples import DataSet
 from flatminima.training.data.load import check_augmentation
-from flatminima.training.knobs import asked_knobs, check_data
+from flatminima.training.knobs import asked_knobs, check_data, check_knobs_named
 from flatminima.training.methods import SHARED_OPTIONS, perturbed, specialize
-from flatminima.training.minimized import check_kind, objective
+from flatminima.training.minimized import check_kind, check_task, objective
+from flatminima.training.named import check_choosing, check_named, known
 from flatminima.training.optimizers import base_optimizer
 from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe, parse_method
@@ -62,7 +62,7 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
         if ready.reparam.reparam != "none":
             reparam(ready, copy.deepcopy(prepared.built.model))
         if not len(prepared.data.validation):
-            check_choosing(ready, prepared.data)
+            check_choosing(ready, prepared.data.name)
     return recipes
 
 
@@ -85,37 +85,30 @@ def check_method(recipe: Recipe, method: str) -> None:
             have; a value out of range; what the recipe says of its data does not go with it.
     """
     name, _ = parse_method(method)
-    known = options(name)
-    foreign = {k: v for k, v in SHARED_OPTIONS.items() if k not in known}
+    takes = options(name)
+    foreign = {k: v for k, v in SHARED_OPTIONS.items() if k not in takes}
     ready = specialize(recipe.but(perturb=method, **foreign))
     ready = ready.resolved("transformers", True, card(name).base)
     perturbed(base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
     check_reparam_named(ready)
-    text = ready.data.text_column is not None and ready.data.image_column is None
+    check_named(ready)
+    if ready.tune.tune:
+        check_knobs_named(ready.tune.tune)
+    data = known(ready.data)
     if ready.objective.objective is not None:
         objective_name, given = parse_brackets(ready.objective.objective)
         make_objective(objective_name, **given)
-        if text:
-            check_kind(objective_name, "text", ready.data.data)
-    if text and ready.data.augment != "none":
+        if data.task:
+            check_task(objective_name, data.task, ready.data.data)
+        if data.kind:
+            check_kind(objective_name, data.kind, ready.data.data)
+    if data.kind not in ("", "image", "captioned") and ready.data.augment != "none":
         raise InputError(
-            f"--augment {ready.data.augment} changes images, and --text-column says that "
-            f"{ready.data.data} holds texts: leave it out"
+            f"--augment {ready.data.augment} changes images, and {ready.data.data} holds "
+            f"{data.kind}s: leave it out"
         )
-    if ready.data.task == "regression" and ready.data.label_noise:
+    if data.task not in ("", "classification") and ready.data.label_noise:
         raise InputError(
-            "--label-noise draws classes anew, and --task is regression: leave one out"
-        )
-
-
-def check_choosing(recipe: Recipe, data: DataSet) -> None:
-    """Refuse to choose by validation where there are no validation samples.
-
-    Raises:
-        InputError: the recipe does.
-    """
-    if recipe.loop.keep == "best" or recipe.loop.early_stopping is not None:
-        raise InputError(
-            "--keep best and --early-stopping choose by validation score, and "
-            f"{data.name} has no validation samples: set --validation-fraction"
+            f"--label-noise draws classes anew, and {ready.data.data} is for {data.task}: "
+            "leave it out"
         )
