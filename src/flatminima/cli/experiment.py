@@ -111,6 +111,12 @@ def parse(file: Path, *, small: bool) -> Asked:
     return Asked(fields, recipe, methods, seeds, grid, content.get("about") or {})
 
 
+def placed(file: Path, error: InputError, *, small: bool) -> InputError:
+    """An error of a recipe that is met only with its data, with its line where a key is named."""
+    where = Places(file).of_flags(str(error), small=small)
+    return error if where == str(file) else InputError(f"{where}: {error}")
+
+
 def _check_keys(places: Places, asked: Mapping[str, Any], *way: str) -> None:
     known = [*option_types(), *(key for key in BESIDE if not way or key not in ("small", "about"))]
     for key in asked:
@@ -182,7 +188,7 @@ def _methods(places: Places, asked: Any, small: bool) -> list[str]:
 def _check_methods(
     places: Places, recipe: Recipe, content: Mapping[str, Any], methods: Sequence[str], small: bool
 ) -> None:
-    from flatminima.training.checks import check_method, check_twice
+    from flatminima.training.checks import check_method, check_shared, check_twice
     from flatminima.training.methods import check_strengths
 
     of_data = ("data", "task", "text_column", "image_column", "label_noise", "augment")
@@ -200,6 +206,7 @@ def _check_methods(
         with places.naming(*way, index):
             check_twice(methods[: index + 1])
     try:
+        check_shared(recipe, methods)
         check_strengths(content, methods)
     except InputError as error:
         raise InputError(f"{places.of_flags(str(error), small=small)}: {error}") from error
@@ -228,8 +235,12 @@ def _check_grid(
     for name, values in grid.items():
         with places.naming(*way, str(name)):
             check_field(recipe, str(name), values)
-        for index, value in enumerate(values):
+        taken = []
+        for index, value in enumerate(() if values == "all" else values):
             with places.naming(*way, str(name), index):
                 own = recipe.but(**{name: value})
+                taken.append(own.flat()[name])
+                if taken[-1] in taken[:-1]:
+                    raise InputError(f"{name}={taken[-1]} is given twice: leave one out")
                 for method in methods:
                     check_method(own, method)

@@ -56,7 +56,8 @@ class Places:
         """The place of the first key that an error names by its flag; the file where none is."""
         for found in re.findall(r"--([a-z][a-z-]*)", words):
             key = found.replace("-", "_")
-            for way in ([("small", key)] if small else []) + [(key,)]:
+            ways: list[tuple[Key, ...]] = [(key,), ("vary", key)]
+            for way in [("small", *way) for way in ways if small] + ways:
                 if way in self._lines:
                     return self.where(*way)
         return str(self.file)

@@ -12,7 +12,7 @@ from flatminima.objectives import make_objective
 from flatminima.perturb import card, options
 from flatminima.training.brackets import parse_brackets
 from flatminima.training.data.load import check_augmentation
-from flatminima.training.knobs import asked_knobs, check_data, check_knobs_named
+from flatminima.training.knobs import asked_knobs, check_data
 from flatminima.training.methods import SHARED_OPTIONS, perturbed, specialize
 from flatminima.training.minimized import check_kind, check_task, objective
 from flatminima.training.named import check_choosing, check_named, known
@@ -37,16 +37,11 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
     for method in methods:
         check_method(recipe, method)
     said = recipe.flat()
-    takes = {method: options(parse_method(method)[0]) for method in methods}
-    for option, default in SHARED_OPTIONS.items():
-        if said[option] != default and not any(option in known for known in takes.values()):
-            raise InputError(
-                f"none of {', '.join(methods)} has an option --{option.replace('_', '-')}"
-            )
+    takes = check_shared(recipe, methods)
     prepared = prepare(recipe.but(pretrain=False, perturb="plain", tune=None, **SHARED_OPTIONS))
     recipes = {}
-    for method, known in takes.items():
-        foreign = {k: v for k, v in SHARED_OPTIONS.items() if k not in known}
+    for method, own in takes.items():
+        foreign = {k: v for k, v in SHARED_OPTIONS.items() if k not in own}
         recipes[method] = recipe.but(perturb=method, **foreign)
         shared = {k: said[k] for k in (*SHARED_OPTIONS, "optimizer", "lr")}
         ready = specialize(prepared.recipe.but(perturb=method, **{**shared, **foreign}))
@@ -64,6 +59,26 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
         if not len(prepared.data.validation):
             check_choosing(ready, prepared.data.name)
     return recipes
+
+
+def check_shared(recipe: Recipe, methods: Sequence[str]) -> dict[str, list[str]]:
+    """Refuse an option that is set for all methods and that none of them has.
+
+    Returns:
+        The options of each.
+
+    Raises:
+        InputError: there is one.
+    """
+    said = recipe.flat()
+    takes = {method: options(parse_method(method)[0]) for method in methods}
+    for option, default in SHARED_OPTIONS.items():
+        if said[option] != default and not any(option in own for own in takes.values()):
+            raise InputError(
+                f"--{option.replace('_', '-')} is an option that none of {', '.join(methods)} has: "
+                "leave it out"
+            )
+    return takes
 
 
 def check_twice(methods: Sequence[str]) -> None:
@@ -92,8 +107,6 @@ def check_method(recipe: Recipe, method: str) -> None:
     perturbed(base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
     check_reparam_named(ready)
     check_named(ready)
-    if ready.tune.tune:
-        check_knobs_named(ready.tune.tune)
     data = known(ready.data)
     if ready.objective.objective is not None:
         objective_name, given = parse_brackets(ready.objective.objective)

@@ -13,6 +13,7 @@ from flatminima.training.data.builtin import builtin, misspelt
 from flatminima.training.data.spec import DataSpec
 from flatminima.training.data.table import SUFFIXES
 from flatminima.training.dual import CLIPS, PROMPTED
+from flatminima.training.knobs import check_knobs_named
 from flatminima.training.recipe import Recipe
 
 CLOSE = 0.8
@@ -36,7 +37,7 @@ OURS_ALONE = ("matrix-sensing", "cosines", "vector")
 
 WORDS = {
     "contrastive": "images with texts",
-    "base-to-novel": "images whose classes are told by their prompts",
+    "base-to-novel": "images, their classes told by prompts",
     "image": "images",
     "vector": "vectors",
     "text": "texts",
@@ -97,12 +98,14 @@ def check_named(recipe: Recipe) -> None:
     Nothing is read but a model's config, where the recipe names a file of one.
 
     Raises:
-        InputError: as `known`; a model that does not exist or is not for such data; choosing or
-            tuning by validation where nothing is there to validate on.
+        InputError: as `known`; a model that does not exist or is not for such data; a knob that
+            does not; choosing or tuning by validation where nothing is there to validate on.
     """
     data = known(recipe.data)
     if recipe.model.model is not None:
         _check_model(recipe.model.model, data, recipe.data.data)
+    if recipe.tune.tune:
+        check_knobs_named(recipe.tune.tune)
     if not data.validates:
         check_choosing(recipe, recipe.data.data)
 
@@ -134,21 +137,24 @@ def _check_model(name: str, data: Known, source: str) -> None:
     own = name.removeprefix(PROMPTED)
     ours = {name for names in FITTING.values() for name in names}
     if own.startswith("config:"):
-        read_config(Path(own.removeprefix("config:")))
+        try:
+            read_config(Path(own.removeprefix("config:")).expanduser())
+        except InputError as error:
+            raise InputError(f"--model: {error}") from error
     elif own.startswith((".", "/", "~")) and not Path(own).expanduser().exists():
         raise InputError(f"no such model folder: {own} (--model)")
     elif name not in ours and not Path(own).exists() and _close(own, ours):
-        raise unknown("model (--model)", name, ours)
+        raise unknown("value of --model", name, ours)
     about = data.task if data.task in FITTING else data.kind
     if about not in FITTING or name in FITTING[about]:
         return
     prompted = name.startswith(PROMPTED) and about in ("image", "base-to-novel")
     if (name in ours or about in OURS_ALONE or name.startswith(PROMPTED)) and not prompted:
         others = "" if about in OURS_ALONE else ", or a folder or hub id of a transformers model"
-        holds = WORDS.get(about, f"for {about}")
+        holds = f"holds {WORDS[about]}" if about in WORDS else f"is for {about}"
         raise InputError(
-            f"--model {name} does not fit {source}, which is {'of ' if about in WORDS else ''}"
-            f"{holds}: take {', '.join(FITTING[about])}{others}"
+            f"--model {name} does not fit {source}, which {holds}: take "
+            f"{', '.join(FITTING[about])}{others}"
         )
 
 

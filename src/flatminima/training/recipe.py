@@ -191,6 +191,8 @@ def read(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f"the recipe {path}" if mark is None else f"{path}, line {mark.line + 1}"
         what = getattr(error, "problem", None) or " ".join(str(error).split())
+        if mark is not None and getattr(error, "context_mark", None) is not None:
+            what += f", {error.context} in line {error.context_mark.line + 1}"
         if "\\t" in what:
             what += "; indent by spaces, not by tabs"
         raise InputError(f"{where}: not valid YAML: {what}") from error
