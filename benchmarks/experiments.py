@@ -44,7 +44,8 @@ def keep(folder: Path) -> None:
         found = read_json(folder / "vary.json")
         figure = RESULTS / f"experiment-{name}.svg"
         _deterministic()
-        draw(found, figure, _about(name).get("shows", DRAWN))
+        if len(found["grid"]) == 1:
+            draw(found, figure, _about(name).get("shows", DRAWN))
     else:
         found = {"summary": read_json(folder / "results.json")}
         if along := _along(folder, _about(name).get("along", ALONG)):
@@ -153,10 +154,9 @@ def page() -> str:
         "Written by `make readme` from the recipes in `recipes/paper` and the numbers in "
         "`docs/results`; edit those. Each experiment is one command, `--small` runs the same path "
         "in seconds to minutes. Of the paper's data ChestX-ray14 (many labels to an image) and "
-        "DomainNet's noisy labels have no recipe here; the sweeps of Figures 4 and 5 are on our "
-        "data only. What the paper says is told as far as we know it: its tables could not be "
-        "read. ± and [low, high] are 95 % Student's t intervals over seeds; differences are paired "
-        "by seed.\n",
+        "DomainNet's noisy labels have no recipe here. What the paper says is told as far as we "
+        "know it: its tables could not be read. ± and [low, high] are 95 % Student's t intervals "
+        "over seeds; differences are paired by seed.\n",
     ]
     for recipe in sorted(RECIPES.glob("*.yaml")):
         about = _about(recipe.stem)
@@ -188,11 +188,13 @@ def page() -> str:
 
 def _varied(found: dict[str, Any], metric: str) -> str:
     """A row for each method, a column for each value: the metric, and its difference."""
-    (field,) = found["grid"]
     points = found["points"]
     scale = 100 if metric.endswith("accuracy") else 1
-    header = [f"{WORDS.get(metric, metric.replace('_', ' '))}, by {field.replace('_', ' ')}"]
-    header += [f"{point['at'][field]:g}" for point in points]
+    fields = list(found["grid"])
+    by = " and ".join(field.replace("_", " ") for field in fields)
+    header = [f"{WORDS.get(metric, metric.replace('_', ' '))}, by {by}"]
+    values = [[point["at"][field] for field in fields] for point in points]
+    header += [", ".join(v if isinstance(v, str) else f"{v:g}" for v in of) for of in values]
     lines = [f"| {' | '.join(header)} |", "| :-- |" + " --: |" * len(points)]
     reference = points[0]["summary"]["reference"]
     for method in points[0]["summary"]["methods"]:
