@@ -44,7 +44,8 @@ def keep(folder: Path) -> None:
         found = read_json(folder / "vary.json")
         figure = RESULTS / f"experiment-{name}.svg"
         _deterministic()
-        draw(found, figure, _about(name).get("shows", DRAWN))
+        if len(found["grid"]) == 1:
+            draw(found, figure, _about(name).get("shows", DRAWN))
     else:
         found = {"summary": read_json(folder / "results.json")}
         if along := _along(folder, _about(name).get("along", ALONG)):
@@ -230,11 +231,13 @@ def _section(name: str, found: dict[str, Any]) -> list[str]:
 
 def _varied(found: dict[str, Any], metric: str) -> str:
     """A row for each method, a column for each value: the metric, and its difference."""
-    (field,) = found["grid"]
     points = found["points"]
     scale = 100 if metric.endswith("accuracy") else 1
-    header = [f"{WORDS.get(metric, metric.replace('_', ' '))}, by {field.replace('_', ' ')}"]
-    header += [f"{point['at'][field]:g}" for point in points]
+    fields = list(found["grid"])
+    by = " and ".join(field.replace("_", " ") for field in fields)
+    header = [f"{WORDS.get(metric, metric.replace('_', ' '))}, by {by}"]
+    values = [[point["at"][field] for field in fields] for point in points]
+    header += [", ".join(v if isinstance(v, str) else f"{v:g}" for v in of) for of in values]
     lines = [f"| {' | '.join(header)} |", "| :-- |" + " --: |" * len(points)]
     reference = points[0]["summary"]["reference"]
     for method in points[0]["summary"]["methods"]:
