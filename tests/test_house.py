@@ -296,8 +296,8 @@ def test_public_names_exist():
 
     assert {"NSO", "curvature", "InputError"} <= set(flatminima.__all__)
     for name in flatminima.__all__:
-        value = getattr(flatminima, name)
-        assert name in dir(flatminima) and value is not None
+        assert getattr(flatminima, name) is not None
+        assert name in dir(flatminima)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         flatminima.nothing  # noqa: B018
 
