@@ -17,7 +17,8 @@ def parse_brackets(asked: str) -> tuple[str, dict[str, Any]]:
         Its name, and its options as numbers, truth values or words.
 
     Raises:
-        InputError: brackets that do not close, several names, or an option without "=".
+        InputError: brackets that do not close, several names, an option without "=", or one given
+            twice.
     """
     name, opened, rest = asked.strip().partition("(")
     if ")" in rest[:-1]:
@@ -29,8 +30,10 @@ def parse_brackets(asked: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = setting.partition("=")
         if not equals:
             raise InputError(f"{asked!r}: write options as name(option=value), not {setting!r}")
+        if key.strip() in chosen:
+            raise InputError(f"{asked!r} sets {key.strip()} twice: leave one out")
         chosen[key.strip()] = literal(value.strip())
-    return name, chosen
+    return name.strip(), chosen
 
 
 def literal(word: str) -> Any:

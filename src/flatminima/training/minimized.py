@@ -21,7 +21,7 @@ from flatminima.training.data.domains import NAME_DOMAINS as NAMES
 from flatminima.training.data.encode import Encoding
 from flatminima.training.data.examples import DataSet
 from flatminima.training.recipe import Recipe
-from flatminima.training.tasks import task_of
+from flatminima.training.tasks import TASKS, task_of
 
 MIXES = "mixes the numbers of two inputs"
 
@@ -41,13 +41,7 @@ def objective(recipe: Recipe, data: DataSet) -> Objective:
     """
     name, given = parse_brackets(recipe.objective.objective or task_of(data).objective)
     found = make_objective(name, **given)
-    tasks = objective_card(name).tasks
-    if data.task not in tasks and name != parse_brackets(task_of(data).objective)[0]:
-        fitting = [card.name for card in objective_cards() if data.task in card.tasks]
-        raise InputError(
-            f"--objective {name} is a loss of {' or '.join(tasks)}, and "
-            f"{data.name} is a task of {data.task}: take {' or '.join(fitting)}"
-        )
+    check_task(name, data.task, data.name)
     instead = "squared-error" if data.task == "regression" else "label-smoothing"
     check_kind(name, data.kind, data.name, instead)
     if isinstance(found, BackwardCorrection):
@@ -72,6 +66,21 @@ def check_gathering(minimized: Objective, recipe: Recipe, processes: int) -> Non
             "the contrastive loss gathers the samples of all processes at each forward pass, and "
             "with --micro-batch-size one may have more of these than another: leave it out, or say "
             "--objective 'contrastive(gather=false)'"
+        )
+
+
+def check_task(name: str, task: str, source: str) -> None:
+    """Refuse an objective that is not for data of a task.
+
+    Raises:
+        InputError: it is not.
+    """
+    tasks = objective_card(name).tasks
+    if task not in tasks and name != parse_brackets(TASKS[task].objective)[0]:
+        fitting = [card.name for card in objective_cards() if task in card.tasks]
+        raise InputError(
+            f"--objective {name} is a loss of {' or '.join(tasks)}, and "
+            f"{source} is a task of {task}: take {' or '.join(fitting)}"
         )
 
 
