@@ -41,29 +41,45 @@ def asked_knobs(recipe: Recipe) -> dict[str, Knob]:
     """
     knobs: dict[str, Knob] = {}
     strength = card(parse_method(recipe.perturb.perturb)[0]).strength
-    for word in filter(None, (recipe.tune.tune or "").replace("+", ",").split(",")):
-        name, given = parse_brackets(word)
-        name = name.replace("-", "_")
-        if name in knobs:
-            raise InputError(f"--tune names {name} twice: leave one out")
+    for word, name, given in check_knobs_named(recipe.tune.tune or ""):
         if name in ("sigma", "rho"):
             defaults = _strength(recipe, name, strength)
-        elif name in DEFAULTS:
-            defaults = _start_of(recipe, name)
         else:
-            reason = NO_RESPONSE.get(name)
-            why = f": {reason}" if reason else ""
-            raise InputError(f"{unknown('knob of --tune', name, [*DEFAULTS, 'sigma', 'rho'])}{why}")
-        for option, value in given.items():
-            if option not in ("start", "low", "high", "scale"):
-                raise unknown(f"option of the knob {name}", option, ("start", "low", "high"))
-            if isinstance(value, str | bool):
-                raise InputError(f"--tune {word}: {option} is {value!r}, give a number")
+            defaults = _start_of(recipe, name)
         try:
             knobs[name] = Knob(**{**defaults, **given})
         except InputError as error:
             raise InputError(f"--tune {word}: {error}") from None
     return knobs
+
+
+def check_knobs_named(asked: str) -> list[tuple[str, str, dict[str, float]]]:
+    """The knobs of `--tune`, each as written, its name, and the numbers in its brackets.
+
+    Raises:
+        InputError: a setting that is no knob, or one named twice; an option that knobs do not have,
+            or that is no number.
+    """
+    found: list[tuple[str, str, dict[str, float]]] = []
+    for word in filter(None, asked.replace("+", ",").split(",")):
+        name, given = parse_brackets(word)
+        name = name.replace("-", "_")
+        if name in (before for _, before, _ in found):
+            raise InputError(f"--tune names {name} twice: leave one out")
+        known = [*DEFAULTS, "sigma", "rho"]
+        if name not in known:
+            reason = NO_RESPONSE.get(name)
+            why = f": {reason}" if reason else ""
+            raise InputError(f"{unknown('knob of --tune', name, known)}{why}")
+        for option, value in given.items():
+            if option not in ("start", "low", "high", "scale"):
+                raise unknown(
+                    f"option of the knob {name} of --tune", option, ("start", "low", "high")
+                )
+            if isinstance(value, str | bool):
+                raise InputError(f"--tune {word}: {option} is {value!r}, give a number")
+        found.append((word, name, given))
+    return found
 
 
 def with_values(recipe: Recipe, values: Mapping[str, float]) -> Recipe:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flatminima.arguments import kind_of, tensor, whole
 from flatminima.errors import InputError
-from flatminima.objectives.registry import between
+from flatminima.objectives.options import between
 
 ROUNDING = 1e-9
 """16 * (1 - 0.9) is a little less than 1.6, and 10 * (1 - 0.9) than 1."""
