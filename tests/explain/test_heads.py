@@ -60,20 +60,9 @@ def test_a_head_may_be_named_and_have_no_bias(batches):
     assert np.array_equal(found.bias, np.zeros(3))
 
 
-def test_a_transformers_head_is_found():
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=20,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        num_labels=2,
-    )
-    model = transformers.BertForSequenceClassification(config)
+def test_a_transformers_head_is_found(bert):
     batch = {"input_ids": torch.arange(20).view(4, 5), "labels": torch.tensor([0, 1, 0, 1])}
-    assert tilt_head(model, [batch]).of == "classifier"
+    assert tilt_head(bert, [batch]).of == "classifier"
 
 
 def test_what_is_no_head_is_refused(model, batches):

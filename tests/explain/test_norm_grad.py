@@ -414,28 +414,17 @@ def test_a_vision_transformer_is_explained_on_its_tokens(vit):
     assert own_weight.shape == (2, 1, 16, 16)
 
 
-def test_a_text_model_is_explained_token_by_token():
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=20,
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=8,
-        num_labels=2,
-    )
-    model = transformers.BertForSequenceClassification(config)
+def test_a_text_model_is_explained_token_by_token(bert):
     batch = {
         "input_ids": torch.randint(20, (2, 5)),
         "attention_mask": torch.tensor([[1] * 5, [1, 1, 1, 0, 0]]),
     }
-    found = NormGrad(model, "bert.embeddings").attribute(batch, 1)
+    found = NormGrad(bert, "bert.embeddings").attribute(batch, 1)
     assert found.shape == (2, 5)
     assert found[1, 3:].tolist() == [0, 0]
     assert float(found.max()) == 1
     with pytest.raises(InputError, match="name a layer"):
-        NormGrad(model, "input").attribute(batch, 1)
+        NormGrad(bert, "input").attribute(batch, 1)
 
 
 def test_names_that_are_not_known_get_the_nearest(model):
