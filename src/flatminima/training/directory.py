@@ -71,9 +71,10 @@ class RunDirectory:
 
     def abandon(self) -> None:
         """Take back what `create` wrote, for a run that could not even be saved once."""
-        for name in ("recipe.yaml", "environment.json", "data.json"):
+        for name in ("recipe.yaml", "environment.json", "data.json", "tuned.json"):
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for folder in (self.checkpoints, self.trials):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write the settings."""
