@@ -588,6 +588,11 @@ def test_a_closure_that_cannot_be_is_refused():
         optimizer.step(lambda: x)
 
 
+def test_data_parallel_asks_for_processes():
+    with pytest.raises(InputError, match="there is no process group"):
+        GNS([nn.Parameter(torch.ones(2))], lambda: None, data_parallel=True)
+
+
 def test_its_gradients_cannot_be_perturbed():
     optimizer, _ = trainer(network())
     with pytest.raises(InputError, match="GNS calls its closure itself"):

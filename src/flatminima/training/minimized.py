@@ -10,6 +10,7 @@ from flatminima.objectives import (
     ConR,
     Contrastive,
     Objective,
+    Supervised,
     make_objective,
     objective_card,
     objective_cards,
@@ -47,6 +48,12 @@ def objective(recipe: Recipe, data: DataSet) -> Objective:
         )
     instead = "squared-error" if data.task == "regression" else "label-smoothing"
     check_kind(name, data.kind, data.name, instead)
+    one_function = isinstance(found, Supervised) and type(found).__call__ is Supervised.__call__
+    if recipe.optimizer.optimizer == "gns" and not one_function:
+        raise InputError(
+            f"--optimizer gns takes its curvature through the outputs, and --objective {name} is "
+            "not one criterion of them: take cross-entropy or squared-error"
+        )
     if isinstance(found, AcrossDomains):
         _check_domains(name, found, data)
     if isinstance(found, ConR):

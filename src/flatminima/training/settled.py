@@ -103,7 +103,7 @@ def _by_sweep(
         )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         raise InputError("--tuner sweep runs its trials in one process: start it without torchrun")
-    trials = []
+    trials: list[dict[str, Any]] = []
     for i, values in enumerate(points):
         progress("trials", i, len(points))
         folder = directory.trials / str(i)
