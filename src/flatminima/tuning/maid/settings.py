@@ -56,8 +56,8 @@ class Settings:
             closed = field.name in _CLOSED
             if not number or not (value >= least if closed else value > least) or not value < most:
                 raise InputError(
-                    f"{field.name} is {value!r}: give a {'whole ' * whole}number {'from' if closed else 'above'} "
-                    f"{least:g}, below {most:g}"
+                    f"{field.name} is {value!r}: give a {'whole ' * whole}number "
+                    f"{'from' if closed else 'above'} {least:g}, below {most:g}"
                 )
         if not self.decrease < self.descent:
             raise InputError(
