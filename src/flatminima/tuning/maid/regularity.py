@@ -48,8 +48,8 @@ class Regularity:
         if not self.strong > 0:
             raise InputError(
                 f"the modulus of strong convexity `strong` is {self.strong:.3g}: MAID needs a "
-                "strongly convex lower problem; add a ridge such as 0.5 * c * x.square().sum(), and c to "
-                "the modulus"
+                "strongly convex lower problem; add a ridge such as 0.5 * c * x.square().sum(), "
+                "and c to the modulus"
             )
 
     def bracket(self, value: float, slope: float, error: float) -> tuple[float, float]:
