@@ -15,8 +15,10 @@ from flatminima.objectives import Supervised
 from flatminima.optim import GNS
 from flatminima.perturb import NSO, Plain
 from flatminima.training import loop
+from flatminima.training.checks import for_methods
 from flatminima.training.data.encode import encode
 from flatminima.training.loader import loader
+from flatminima.training.methods import specialize
 from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe
 from flatminima.training.run import finetune, resume
@@ -145,6 +147,14 @@ def test_what_does_not_go_with_it_is_refused(tmp_path, values, words):
     with pytest.raises(InputError, match=words):
         finetune(recipe(**values), tmp_path / "a")
     assert not (tmp_path / "a/recipe.yaml").exists()
+
+
+def test_a_method_of_a_comparison_may_have_it_for_itself():
+    methods = ["plain", "plain:optimizer=gns"]
+    recipes = for_methods(recipe(optimizer=None), methods)
+    assert specialize(recipes[methods[1]]).optimizer.optimizer == "gns"
+    with pytest.raises(InputError, match="--lr: it searches"):
+        for_methods(recipe(optimizer=None, lr=0.1), methods)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.LBFGS, None], ids=["LBFGS", "GNS"])

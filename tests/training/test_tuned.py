@@ -182,6 +182,19 @@ def test_maid_sets_the_penalties_before_the_run_and_a_resumed_run_keeps_them(tmp
     assert resume(tmp_path / "a")["tuned"]["values"]["weight_decay"] == 0.5
 
 
+def test_the_knobs_of_the_best_weights_are_those_reported(tmp_path, monkeypatch):
+    # The second epoch's end is made the best.
+    scores = iter([0.5, 0.9, 0.1])
+    monkeypatch.setattr(loop, "_validate", lambda run: {"accuracy": next(scores), "loss": 1.0})
+    results = finetune(
+        recipe(tune="weight_decay", tune_warmup=0.0, tune_lr=0.3, keep="best"), tmp_path / "a"
+    )
+    way = {record["step"]: record["tuned"] for record in lines(tmp_path / "a") if "tuned" in record}
+    last_of_second = max(step for step in way if step <= results["steps"] * 2 // 3)
+    assert results["tuned"]["values"] == pytest.approx(way[last_of_second])
+    assert results["tuned"]["values"] != pytest.approx(way[max(way)], rel=1e-3)
+
+
 def test_settings_of_a_tuner_without_a_knob_are_refused():
     check_tuner_is_used(recipe())
     check_tuner_is_used(recipe(tuner="maid", perturb="plain:tune=weight_decay"))

@@ -155,6 +155,8 @@ def _train_and_measure(
         if best.warning:
             say(best.warning)
         best.load_model(model)
+        if run.tuned is not None:
+            run.tuned.stand_where(model)
     elif run.average is not None:
         model = run.average.finish(loop.full_batches(run), accelerator.device)
         checkpoint.save(

@@ -187,6 +187,12 @@ class SelfTunedRun:
         (batch,) = loader(self._validation, batch_sampler=order)
         return to_device(batch, self._accelerator.device)
 
+    def stand_where(self, model: nn.Module) -> None:
+        """Put the knobs where the gates of a loaded checkpoint say that they stood."""
+        layer = next(iter(gated_layers(model).values()))
+        with torch.no_grad():
+            self.tuner.knobs.position.copy_(layer.home)
+
     def found(self) -> dict[str, Any]:
         """What is kept of it in the results."""
         return {
