@@ -87,7 +87,11 @@ class AtDrawnKnobs:
         return loss
 
     def _matrices(self) -> list[Tensor]:
-        """The weights at the present draw, which the samples share where weights are penalized."""
+        """The weights at the first sample's draw.
+
+        Shared knobs are drawn alike for all samples; of others beside them one draw stands for all,
+        whose mean is that over the samples.
+        """
         return [*(self._at(layer) for layer in self._layers), *self._others]
 
     @staticmethod
