@@ -112,7 +112,7 @@ def test_what_two_ranks_began_by_curvature_one_process_ends(tmp_path):
 
 def test_ranks_accept_the_same_steps_by_curvature(tmp_path, two_ranks):
     # 67 samples, so that the processes have parts of different sizes (200 = 67 + 67 + 66).
-    values = {"optimizer": "gns", "batch_size": 67}
+    values = {"optimizer": "gns", "batch_size": 67, "weight_decay": 0.01}
     first, second = two_ranks("plain", **values)
     finetune(Recipe.from_flat({**VALUES, **values}), tmp_path / "one")
     alone = load_file(tmp_path / "one/checkpoints/last/model.safetensors")

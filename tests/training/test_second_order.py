@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from flatminima.errors import InputError
-from flatminima.measure import GaussNewton
+from flatminima.measure import GaussNewton, Shift
 from flatminima.objectives import Supervised
 from flatminima.optim import GNS
 from flatminima.perturb import NSO, Plain
@@ -39,23 +39,29 @@ def steps(run):
     return [record for record in records if "gns" in record]
 
 
-def test_a_run_takes_the_steps_of_gns_on_whole_batches(tmp_path):
-    asked = recipe(epochs=3, batch_size=200)
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_run_takes_the_steps_of_gns_on_whole_batches(tmp_path, decay):
+    asked = recipe(epochs=3, batch_size=200, weight_decay=decay)
     results = finetune(asked, tmp_path / "a")
     prepared = prepare(asked)
     model, objective = prepared.built.model.eval(), Supervised()
     data = encode(prepared.data.train, prepared.data, prepared.built.encoding)
     (batch,) = loader(data, len(prepared.data.train))
-    optimizer = GNS(model.named_parameters(), lambda: GaussNewton(model, objective, [batch]))
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    shift = torch.cat([torch.full((p.numel(),), decay * (p.dim() > 1)) for p in model.parameters()])
+    optimizer = GNS(
+        model.named_parameters(), lambda: Shift(GaussNewton(model, objective, [batch]), shift)
+    )
 
     def closure():
         optimizer.zero_grad()
-        loss = objective(model, batch)
+        loss = objective(model, batch) + decay / 2 * sum(p.square().sum() for p in matrices)
         loss.backward()
         return loss
 
     for record in steps(tmp_path / "a"):
-        assert record["loss"] == pytest.approx(optimizer.step(closure).item(), rel=1e-4)
+        assert record["loss"] == pytest.approx(objective(model, batch).item(), rel=1e-4)
+        optimizer.step(closure)
         assert record["gns"]["trials"] == optimizer.last.trials
     # The samples of a batch come in another order.
     for name, found in weights(tmp_path / "a").items():
@@ -131,7 +137,6 @@ def test_a_loss_that_is_not_finite_moves_nothing(tmp_path, monkeypatch, on_nan):
     [
         ({"perturb": "nso"}, "--perturb nso: its steps are tried"),
         ({"lr": 0.1}, "--lr: it searches"),
-        ({"weight_decay": 0.1}, "--weight-decay"),
         ({"max_grad_norm": 1.0}, "--max-grad-norm"),
         ({"reparam": "distance-constraint(radius=1)"}, "--reparam"),
         ({"input_noise": 0.1}, "--input-noise"),

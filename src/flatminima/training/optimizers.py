@@ -31,7 +31,7 @@ def base_optimizer(
         responses: Settings of the parameters that only answer to knobs, where there are some.
     """
     if spec.optimizer == "gns":
-        return BatchGNS(model)
+        return BatchGNS(model, spec.weight_decay)
     # Names, so that the noise of a tensor does not depend on the order of the groups.
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     answers = [n for n in trainable if responses and n[0].rpartition(".")[2] in RESPONSE]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flatminima.errors import InputError
-from flatminima.measure import GaussNewton
+from flatminima.measure import GaussNewton, Shift
+from flatminima.measure.operators import Operator
 from flatminima.objectives import Batch, Supervised
 from flatminima.optim import GNS
 from flatminima.perturb import global_norm
@@ -30,12 +31,14 @@ class BatchGNS(GNS):
 
     Args:
         model: Whose free parameters it moves.
+        weight_decay: w of a penalty w / 2 |W|^2 of all but biases and norms.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, weight_decay: float = 0.0) -> None:
         bare = model.module if isinstance(model, DistributedDataParallel) else model
         free = [(name, p) for name, p in bare.named_parameters() if p.requires_grad]
         self._bare, self._objective, self._batch = bare, Supervised(), None
+        self._decay = weight_decay
         several = world_size() > 1
         super().__init__([{"params": free, "lr": 1.0}], self._matrix, data_parallel=several)
 
@@ -43,10 +46,24 @@ class BatchGNS(GNS):
         """Take the curvature of this batch from now on."""
         self._objective, self._batch = objective, batch
 
-    def _matrix(self) -> GaussNewton:
-        return GaussNewton(
+    def penalty(self) -> Tensor | float:
+        """w / 2 |W|^2."""
+        if not self._decay:
+            return 0.0
+        squares = [p.square().sum() for p in self.param_groups[0]["params"] if p.dim() > 1]
+        return self._decay / 2 * torch.stack(squares).sum()
+
+    def _matrix(self) -> Operator:
+        found = GaussNewton(
             self._bare, self._objective, [self._batch], data_parallel=self.data_parallel
         )
+        if not self._decay:
+            return found
+        free = self.param_groups[0]["params"]
+        return Shift(found, torch.cat([p.new_full((p.numel(),), self._at(p)) for p in free]))
+
+    def _at(self, parameter: Tensor) -> float:
+        return self._decay if parameter.dim() > 1 else 0.0
 
 
 def second_order_step(
@@ -73,15 +90,18 @@ def second_order_step(
     def closure() -> Any:
         run.optimizer.zero_grad()
         with evaluated(run.model):
-            loss = run.objective(run.model, batch) * share
+            loss = run.objective(run.model, batch) * share + base.penalty()
         run.accelerator.backward(loss)
         if not before:
             before.append(loss.detach())
             before.append(global_norm([p.grad for p in run.parameters if p.grad is not None]))
         return loss.detach()
 
+    with torch.no_grad():
+        decayed = base.penalty()
     try:
-        before[0] = run.optimizer.step(closure)
+        # Logged without the penalty, as of other optimizers.
+        before[0] = run.optimizer.step(closure) - decayed
     except InputError:
         # At the first call nothing has moved; later ones are trials, which may be anything.
         if all(bool(torch.isfinite(number)) for number in before):
@@ -115,10 +135,6 @@ def check_second_order(recipe: Recipe) -> None:
             "its steps are tried at one function, without noise or ascent",
         ),
         "--lr": (recipe.optimizer.lr not in (None, 1.0), "it searches for its step's length"),
-        "--weight-decay": (
-            bool(recipe.optimizer.weight_decay),
-            "the loss and its curvature are those of the data",
-        ),
         "--max-grad-norm": (
             recipe.optimizer.max_grad_norm is not None,
             "a clipped gradient is not that of the loss it tries to lower",
