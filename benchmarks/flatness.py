@@ -40,15 +40,19 @@ def studies(results: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         found = read_json(file)
         points = [("", found.get("summary", found))]
         if "points" in found:
-            points = [
-                (", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in point["at"].items()), point)
-                for point in found["points"]
-            ]
-            points = [(at, point["summary"]) for at, point in points]
+            points = [(place(point["at"]), point["summary"]) for point in found["points"]]
         for at, summary in points:
             if "methods" in summary and _ours(summary) and _against(summary):
                 name = file.stem.removeprefix("experiment-")
                 yield f"{name}, {at}" if at else name, summary
+
+
+def place(at: Mapping[str, Any]) -> str:
+    """A point of a study along a setting, in words."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value if isinstance(value, str) else format(value, 'g')}"
+        for name, value in at.items()
+    )
 
 
 def table(results: Path) -> str:
@@ -63,6 +67,11 @@ def table(results: Path) -> str:
     for name, summary in studies(results):
         cells = [name, str(len(_against(summary)))]
         for metric in METRICS:
+            if not all(
+                metric in summary["methods"][m] for m in (_ours(summary), *_against(summary))
+            ):
+                cells += ["-", "-"]
+                continue
             mean, (best, least) = changes(summary, metric)
             cells += [_percent(mean), f"{_percent(least)} ({best.partition(':')[0]})"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -78,12 +87,16 @@ def changes(
         summary: Of a comparison.
         metric: Of curvature.
 
+    Seeds on which a run has no finite value are left out.
+
     Returns:
         Over the mean of the others; the one whose mean over seeds is least, and over that one.
     """
     methods = summary["methods"]
-    ours = np.array(methods[_ours(summary)][metric]["values"])
-    others = {name: np.array(methods[name][metric]["values"]) for name in _against(summary)}
+    names = [_ours(summary), *_against(summary)]
+    values = np.array([methods[name][metric]["values"] for name in names], dtype=float)
+    ours, *rest = values[:, np.isfinite(values).all(axis=0)]
+    others = dict(zip(names[1:], rest, strict=True))
     best = min(others, key=lambda name: others[name].mean())
     return ours / np.mean(list(others.values()), axis=0) - 1, (best, ours / others[best] - 1)
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import inspect
 import re
+import runpy
 from collections.abc import Iterable
 from pathlib import Path
 
 import flatminima
 from flatminima import explain, models, optim, tuning
 from flatminima.cards import Card
+from flatminima.files import read_json
 from flatminima.objectives.registry import registered as objectives
 from flatminima.perturb.cards import registered as methods
 from flatminima.reparam.registry import registered as reparams
@@ -30,6 +32,8 @@ TITLES = {
 }
 EQUATIONS = {"perturb": "Gradient", "objective": "Loss", "optimizer": "Step"}
 FLAGS = {"perturb": "--perturb", "objective": "--objective", "reparam": "--reparam"}
+
+SYSTEMS = runpy.run_path(str(Path(__file__).with_name("system.py")))
 
 
 def described() -> dict[str, tuple[Card, type | None]]:
@@ -115,9 +119,17 @@ def page(name: str) -> str:
         _asked(card, cls),
         f"In Python `{_place(cls)}`, which says of itself:\n",
         f"```text\n{about}\n```\n",
+        _measured(name),
         "<!-- written from the code -->\n",
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _measured(name: str) -> str:
+    """What the committed results say of it beside others; "" where its page is to say it."""
+    found = read_json(SYSTEMS["RESULTS"] / "system-combinations.json")
+    said = SYSTEMS["experiment"]("combinations").said_of(name, found)
+    return f"{said}\n" if said else ""
 
 
 def _asked(card: Card, cls: type) -> str:

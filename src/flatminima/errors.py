@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -22,12 +23,17 @@ class InputError(ValueError):
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     """An error for a name that is not known, suggesting the nearest one that is.
 
+    Several known names, as "elr,mixup" or "elr+mixup", are told apart from a misspelt one.
+
     Args:
         kind: What the name should name, in the singular: "method", "noise distribution".
         name: The name given.
         known: The names that exist.
     """
     names = sorted(known)
+    parts = [part.strip() for part in re.split(r"[,+]", str(name))]
+    if len(parts) > 1 and all(part in names for part in parts):
+        return InputError(f"{str(name)!r} is {len(parts)} names, and one {kind} is taken: give one")
     nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     listed = f"known are {', '.join(names)}" if len(names) <= MOST_LISTED or not nearest else ""

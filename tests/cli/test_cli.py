@@ -315,7 +315,7 @@ def test_an_option_for_all_is_left_out_where_a_method_lacks_it(tmp_path, capsys)
         capsys, "compare", "--perturb", "plain,sam", *arguments, "--out", tmp_path / "b"
     )
     assert code == 2
-    assert "none of plain, sam has an option --noise" in errors
+    assert "--noise is an option that none of plain, sam has" in errors
     assert not (tmp_path / "b").exists()
 
 

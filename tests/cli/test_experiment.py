@@ -73,9 +73,124 @@ MISTAKES = {
     "cutmix of texts": ("=label-smoothing(alpha=0.2)", "=cutmix", 12, "mixes the numbers"),
     "mixup of texts for all": ("epochs: 10", "objective: mixup", 21, "mixes the numbers"),
     "augmented texts": ("epochs: 10", "augment: standard", 21, "changes images"),
-    "classes redrawn for numbers": ("epochs: 10", "task: regression", 18, "draws classes anew"),
+    "a loss of classes for numbers": ("epochs: 10", "task: regression", 12, "loss of classific"),
+    "a metric to show": ("[test_loss]", "[test_los]", 3, "'test_loss'"),
+    "a misspelt average": ("nso:interval=2", "plain:keep=swaa", 11, "'swa'"),
+    "a misspelt augmentation": ("nso:interval=2", "plain:augment=standrad", 11, "'standard'"),
+    "a strength in words": ("nso:interval=2", "nso:sigma=abc", 11, "must be a number"),
+    "images' model for texts": ("google-bert/bert-base-uncased", "cnn", 7, "bert-small, minilm"),
+    "a misspelt model": ("google-bert/bert-base-uncased", "bert-smal", 7, "'bert-small'"),
+    "a list for a model": ("google-bert/bert-base-uncased", "[mlp, cnn]", 7, "give one value"),
+    "null for a number": ("epochs: 10", "batch_size: null", 21, "needs a value"),
+    "a key both set and varied": ("lr: 1.0e-5", "label_noise: 0.1", 18, "set in line 20"),
+    "a value to vary twice": ("[0.0, 0.2]", "[0.2, 0.2]", 18, "given twice"),
     "a strength of no method": ("  - sam\n", "", 15, "--rho is not what"),
     "a constraint without its radius": ("(radius=0.5)", "", 13, "needs radius"),
+}
+
+
+SHORT = {
+    "misspelt data": ("data: digts", 1, "'digits'"),
+    "misspelt data with options": ("data: scens(images=9)", 1, "'scenes'"),
+    "an option of data that take none": ("data: glyphs(n=3)", 1, "takes no options"),
+    "a misspelt option of data": ("data: scenes(image=100)", 1, "'images'"),
+    "a word for an option of data": ("data: arithmetic(train=many)", 1, "whole number"),
+    "an option of data twice": ("data: two-bits(flip=0.1;flip=0.2)", 1, "twice"),
+    "an option of cosines": ("data: cosines(term=3)", 1, "'terms'"),
+    "an option of matrices": ("data: matrix-sensing(rnk=3)", 1, "'rank'"),
+    "open brackets": ("data: scenes(images=9", 1, "write options as"),
+    "a list of data": ("data: [digits]", 1, "give one value"),
+    "no data": ("data: null", 1, "needs a value"),
+    "a classifier of captions": ("data: scenes\nmodel: cnn", 2, "clip-small"),
+    "a network of vectors for texts": ("data: pydocs\nmodel: mlp", 2, "bert-small"),
+    "a text model for images": ("data: glyphs\nmodel: bert-small", 2, "mlp, cnn, vit-tiny"),
+    "any transformer for vectors": ("data: diabetes\nmodel: owner/name", 2, "take mlp"),
+    "a classifier of rationales": ("data: arithmetic\nmodel: minilm", 2, "gpt2-tiny"),
+    "an image model for texts of a hub": (
+        "data: a/b\ntext_column: t\nmodel: vit-tiny",
+        3,
+        "bert-small",
+    ),
+    "a text model for images of a hub": ("data: a/b\nimage_column: i\nmodel: minilm", 3, "cnn"),
+    "a short model name": ("model: ccn\ndata: digits", 1, "'cnn'"),
+    "a prompted model": (
+        "data: scene-classes\nmodel: prompts:clip-smal",
+        2,
+        "'prompts:clip-small'",
+    ),
+    "no folder of a model": ("data: digits\nmodel: ./nowhere", 2, "no such model folder"),
+    "no config of a model": ("data: digits\nmodel: config:nowhere.json", 2, "cannot read"),
+    "the best by nothing": ("data: digits\nkeep: best", 2, "no validation samples"),
+    "none set aside": ("data: pydocs\nvalidation_fraction: 0\nkeep: best", 3, "no validation"),
+    "none of a table": ("data: a.csv\nkeep: best\nvalidation_fraction: 0", 2, "no validation"),
+    "none of every class": ("data: a/b\nper_class: 3/0/3\nkeep: best", 3, "no validation"),
+    "stopping by nothing": ("data: digits\nearly_stopping: 3", 2, "no validation samples"),
+    "one method's best by nothing": ("data: digits\nperturb: nso:keep=best", 2, "no validation"),
+    "tuning by nothing": ("data: digits\ntune: weight_decay", 2, "no validation samples"),
+    "a misspelt knob": ("data: pydocs\ntune: weight_deca", 2, "'weight_decay'"),
+    "a misspelt metric along runs": (
+        "data: digits\nabout:\n  along:\n  - test_loss\n  - hesian_trace",
+        5,
+        "'hessian_trace'",
+    ),
+    "another task than the data's": ("data: digits\ntask: regression", 2, "classification"),
+    "a loss of another task": ("data: diabetes\nobjective: cross-entropy", 2, "squared-error"),
+    "noise on numbers": ("data: diabetes\nlabel_noise: 0.1", 2, "draws classes anew"),
+    "augmented vectors": ("data: two-bits\naugment: standard", 2, "holds vectors"),
+    "mixed texts": ("data: pydocs\nobjective: mixup", 2, "mixes the numbers"),
+    "misspelt data to vary": ("vary:\n  data: [digits, glyps]", 2, "'glyphs'"),
+    "a misspelt model to vary": ("data: digits\nvary:\n  model:\n  - ccn", 4, "'cnn'"),
+    "nothing to vary": ("data: digits\nvary: {}", 2, "must hold a mapping"),
+    "an empty list to vary": ("data: digits\nvary:\n  lr: []", 3, "give a list"),
+    "a nested list to vary": ("data: digits\nvary:\n  lr: [[0.1]]", 3, "give a number"),
+    "words for seeds": ("data: digits\nseeds: five", 2, "give a whole number"),
+    "a number for methods": ("data: digits\nperturb: 7", 2, "list of methods"),
+    "no methods": ("data: digits\nperturb: []", 2, "names no method"),
+    "an option that no method has": ("perturb: sam\nnum_perturbations: 2", 2, "none of sam"),
+    "a misspelt option": ("perturb:\n- plain\n- nso:sigm=0.1", 3, "'sigma'"),
+    "a misspelt adapter's option": ("perturb:\n- plain:reparam=lora(rnak=2)", 2, "'rank'"),
+    "a tab": ("data: digits\nsmall:\n\tlr: 3", 3, "by spaces"),
+    "two documents": ("data: digits\n---\ndata: glyphs", 2, "another document"),
+    "a quote left open": ("data: 'digits", 2, "quoted scalar in line 1"),
+    "a mapping that holds itself": ("data: digits\nabout: &a\n  title: *a", 2, "holds itself"),
+}
+
+NO_MAPPING = {
+    "nothing": (b"", "is empty"),
+    "comments alone": (b"# data: digits\n", "is empty"),
+    "a list": (b"- data: digits\n", "must be a mapping"),
+    "a word": (b"digits\n", "must be a mapping"),
+    "a number for a key": (b"1: 2\n", "must be a mapping"),
+    "another encoding": (b"data: \xff\n", "UTF-8"),
+    "a character that is none": (b"data: \0\n", "not valid YAML"),
+}
+
+OF_SMALL = {
+    "varied in full, set when small": ("vary:\n  lr: [0.2]\nsmall:\n  lr: 0.1", 3, "line 5"),
+    "set in full, varied when small": ("lr: 0.1\nsmall:\n  vary:\n    lr: [0.2]", 5, "line 2"),
+    "both when small": ("small:\n  lr: 0.1\n  vary:\n    lr: [0.2]", 5, "line 3"),
+    "data when small": ("small:\n  data: glyps", 3, "'glyphs'"),
+    "a model when small": ("model: mlp\nsmall:\n  data: pydocs", 2, "bert-small"),
+    "validation when small": (
+        "validation_fraction: 0\nkeep: best\nsmall:\n  data: digits",
+        3,
+        "no validation",
+    ),
+}
+
+TAKEN = {
+    "data of a hub": "data: owner/digts",
+    "data of a hub by a bare name": "data: imdb",
+    "a table that is not here": "data: digts.csv",
+    "a hub's language model": "data: arithmetic\nmodel: t5-small",
+    "a hub's text model": "data: pydocs\nmodel: bert-base-uncased",
+    "a hub's model for data of a hub": "data: owner/name\nmodel: owner/other",
+    "a validation set of its own": "data: glyphs\nkeep: best\nvalidation_fraction: 0",
+    "what a hub may bring": "data: owner/name\nkeep: best\nvalidation_fraction: 0",
+    "prompts of few classes": "data: scene-classes(novel=0)\nmodel: prompts:clip-small",
+    "a network for few classes": "data: scene-classes(novel=0)\nmodel: cnn",
+    "all metrics": "data: digits\nabout:\n  shows: [test_accuracy_novel, test_mae_few, peak_bytes]",
+    "unset when small": "data: digits\nlr: null\nvary:\n  lr: [0.1]",
 }
 
 
@@ -118,3 +233,44 @@ def test_a_mistake_of_the_small_version_has_its_own_line(tmp_path, nothing_is_re
     assert parse(file, small=False)
     with pytest.raises(InputError, match=r"line 26: --epochs is 'many'"):
         parse(file, small=True)
+
+
+@pytest.mark.parametrize(("text", "line", "words"), SHORT.values(), ids=SHORT)
+def test_a_name_or_a_value_that_cannot_be_is_refused_too(
+    tmp_path, nothing_is_read, text, line, words
+):
+    file = write(tmp_path, text + "\n")
+    with pytest.raises(InputError) as refused:
+        parse(file, small=False)
+    assert str(refused.value).startswith(f"{file}, line {line}: ")
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(("content", "words"), NO_MAPPING.values(), ids=NO_MAPPING)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, content, words):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        parse(file, small=False)
+
+
+def test_a_folder_is_no_recipe(tmp_path):
+    with pytest.raises(InputError, match="cannot read the recipe"):
+        parse(tmp_path, small=False)
+
+
+@pytest.mark.parametrize(("text", "line", "words"), OF_SMALL.values(), ids=OF_SMALL)
+def test_keys_that_conflict_with_those_of_small_are_refused(
+    tmp_path, nothing_is_read, text, line, words
+):
+    file = write(tmp_path, f"data: glyphs\n{text}\n")
+    assert parse(file, small=False)
+    with pytest.raises(InputError) as refused:
+        parse(file, small=True)
+    assert str(refused.value).startswith(f"{file}, line {line}: ")
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("text", TAKEN.values(), ids=TAKEN)
+def test_what_may_be_is_taken(tmp_path, nothing_is_read, text):
+    assert parse(write(tmp_path, text + "\n"), small=False)

@@ -14,6 +14,7 @@ from torch import nn
 from flatminima import NSO, ConR, ConRLoss, features_of
 from flatminima.errors import InputError
 from flatminima.objectives import AbsoluteError, SquaredError, make_objective
+from flatminima.reparam import LoRA
 
 B, D = 10, 6
 
@@ -212,6 +213,36 @@ def test_features_are_what_enters_the_linear_layer_that_runs_last():
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
+def test_a_head_with_adapters_counts_whole():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), torch.randn(5, 4)
+    LoRA(model, rank=2, targets="0,2")
+    nn.init.normal_(model[2].lora_B.default.weight)
+    with features_of(model) as features:
+        outputs = model(x)
+    assert features.of(5).shape == (5, 8)
+    torch.testing.assert_close(model[2](features.of(5)), outputs)
+    with features_of(model, "0") as features:
+        model(x)
+    assert torch.equal(features.of(5), x)
+
+
+def test_a_layer_of_ones_own_may_have_a_base_layer():
+    class Backbone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base_layer = nn.Linear(4, 4)
+            self.head = nn.Linear(4, 1)
+
+        def forward(self, x):
+            return self.head(self.base_layer(x).tanh())
+
+    model, x = Backbone(), torch.randn(5, 4)
+    with features_of(model) as features:
+        model(x)
+    torch.testing.assert_close(features.of(5), model.base_layer(x).tanh())
+
+
 def test_hooks_are_gone_after_an_error():
     model = Branched()
     with pytest.raises(RuntimeError), features_of(model):
@@ -358,9 +389,14 @@ def test_bad_options_are_refused(options, words):
         (lambda f, y, p: (f, y[:-1], p), "10 features come with labels of shape"),
         (lambda f, y, p: (f, y, p[:, None]), "predictions of shape"),
         (lambda f, y, p: (f, y, p, torch.ones(3)), "the weights have the shape"),
+        (lambda f, y, p: (f, y * math.nan, p), "labels are not finite"),
+        (lambda f, y, p: (f, y.where(y > y.min(), math.inf), p), "labels are not finite"),
+        (lambda f, y, p: (f, y, p, -torch.ones(B)), "weights go from -1 to -1: give finite"),
+        (lambda f, y, p: (f, y, p, torch.arange(B)), "weights go from 0 to 9"),
+        (lambda f, y, p: (f, y, p, torch.full((B,), math.inf)), "weights go from inf to inf"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(change, words):
+def test_batches_that_do_not_fit_are_refused(change, words):
     with pytest.raises(InputError, match=words):
         ConRLoss(1.0)(*change(*samples()))
 

@@ -166,6 +166,9 @@ def test_mistakes_are_named():
         make_objective("hgp", alpa=1)
     with pytest.raises(InputError, match="unknown layer"):
         CORAL(layer="heaad")(model, data)
+    for others in (data["domain"][:-1], torch.cat([data["domain"]] * 2)):
+        with pytest.raises(InputError, match=f'"domain" names {len(others)} domains for 19'):
+            ERM()(model, {**data, "domain": others})
     bent = nn.Sequential(*network(), nn.Softplus()).train()
     with pytest.raises(InputError, match="take hgp"):
         Fishr()(bent, data)

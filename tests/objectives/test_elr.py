@@ -11,16 +11,8 @@ from torch.nn.functional import cross_entropy, one_hot
 from flatminima import NSO
 from flatminima.errors import InputError
 from flatminima.objectives import ELR, ELRLoss, Setting, make_objective
-from flatminima.perturb import make
 
-N, C = 9, 4
-
-
-def some(n=6, scale=1.0, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    z = scale * torch.randn(n, C, dtype=torch.float64, generator=generator)
-    y = torch.randint(C, (n,), generator=generator)
-    return z.requires_grad_(), y, torch.randperm(N, generator=generator)[:n]
+from .remembered import C, N, model_and_batch, rows_of_steps, some
 
 
 def double(beta=0.7, lam=3.0):
@@ -181,13 +173,6 @@ def test_saved_and_loaded_it_goes_on_as_it_would_have():
     assert torch.equal(loss.memory.rows, again.memory.rows)
 
 
-def model_and_batch():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, C)).double()
-    x = torch.randn(6, 5, dtype=torch.float64)
-    return model, {"inputs": x, "targets": torch.arange(6) % C, "index": torch.arange(6) + 2}
-
-
 def begun(**given):
     objective = ELR(dtype="float64", **given)
     objective.begin(Setting(samples=N, outputs=C, steps=10, steps_per_epoch=5))
@@ -206,28 +191,8 @@ def test_one_plain_pass_is_the_papers_rule():
 
 @pytest.mark.parametrize("method", ["plain", "nso", "sam", "nso-one-pass", "m-sam", "friendly-sam"])
 def test_the_passes_of_a_step_move_the_memory_once_by_their_mean(method):
-    model, batch = model_and_batch()
-    objective = begun(beta=0.6)
-    strength = {"plain": {}, "nso": {"sigma": 0.1}, "nso-one-pass": {"sigma": 0.1}}
-    given = strength.get(method, {"rho": 0.1})
-    optimizer = make(method, torch.optim.SGD(model.parameters(), lr=0.1), **given)
-    seen = []
-    model.register_forward_hook(lambda m, args, out: seen.append((args[0], out.detach())))
-    for _ in range(2):
-        seen.clear()
-        before = objective.kept.memory.rows.clone()
-        for piece in optimizer.passes(batch):
-            objective(model, piece).backward()
-            assert torch.equal(objective.kept.memory.rows, before)
-        optimizer.step()
-        objective.after_step()
-        optimizer.zero_grad()
-        for x, i in zip(batch["inputs"], batch["index"], strict=True):
-            own = [out[(given == x).all(1)] for given, out in seen]
-            q = torch.cat(own).softmax(1).mean(0)
-            torch.testing.assert_close(
-                objective.kept.memory.rows[i], 0.6 * before[i] + 0.4 * q, atol=1e-12, rtol=0
-            )
+    for before, q, after in rows_of_steps(begun(beta=0.6), method, steps=2):
+        torch.testing.assert_close(after, 0.6 * before + 0.4 * q, atol=1e-12, rtol=0)
 
 
 def test_of_a_skipped_step_nothing_is_remembered():

@@ -233,6 +233,10 @@ def twice():
         (lambda: pair(ramp_steps=-1), "ramp_steps is -1"),
         (lambda: pair().loss(0, batch()[0], batch()[1][:5], batch()[2]), "and 5 labels for 6"),
         (lambda: pair().loss(0, *batch()[:2], batch()[2] + 5), "goes from 7 to 12"),
+        (lambda: pair().loss(2, *batch()), "there is no network 2: ELR\\+ trains two in turn"),
+        (lambda: pair().loss(-1, *batch()), "there is no network -1"),
+        (lambda: pair().eval().loss(2, *batch()), "there is no network 2"),
+        (lambda: pair().after_step(2), "there is no network 2"),
     ],
 )
 def test_what_cannot_be_is_refused(make_it, words):

@@ -17,6 +17,7 @@ from flatminima import (
 )
 from flatminima.errors import InputError
 from flatminima.objectives.linear_head import LinearHeadLoss
+from flatminima.reparam import LoRA
 
 DOMAINS, SAMPLES, WIDTH, CLASSES = 3, 7, 4, 3
 METHODS = ("hgp", "hutchinson", "diag-exact")
@@ -287,6 +288,18 @@ def test_a_head_whose_outputs_are_changed_after_it_is_differentiated_by_autograd
         losses(model), model.head.parameters()
     )
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+
+
+def test_a_head_with_adapters_is_aligned_by_what_is_free_of_it():
+    model = network(bias=True)
+    LoRA(model, rank=2, targets="head", head=False)
+    torch.nn.init.normal_(model.head.lora_B.default.weight)
+    objective = HessianAlignment(alpha=0.5, beta=2.0, weight=3.0)
+    found = objective(model.train(), batch())
+    sides = [model.head.lora_A.default.weight, model.head.lora_B.default.weight]
+    penalty = hessian_alignment(losses(model), sides, "hgp", 0.5, 2.0)
+    torch.testing.assert_close(found, torch.stack(losses(model)).mean() + 3.0 * penalty)
+    assert not objective._is_linear
 
 
 def test_without_weights_it_has_the_gradient_of_erm():

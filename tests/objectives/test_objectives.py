@@ -125,7 +125,7 @@ def test_the_passes_of_a_step_see_one_mixture(objective):
     assert not torch.equal(seen[0], seen[2])
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.3, 0.95])
+@pytest.mark.parametrize("noise", [0.0, 0.3, 0.75])
 def test_backward_correction_is_the_clean_loss_on_the_mean_over_noise(noise):
     model, (x, y) = network(), batch()
     objective = BackwardCorrection(noise)
@@ -243,6 +243,11 @@ def test_objectives_and_perturbations_combine(name, method):
         (lambda: make_objective("mixup", alfa=1), "did you mean 'alpha'"),
         (lambda: make_objective("cross-entropy", alpha=1), "option of 'cross-entropy'"),
         (lambda: make_objective("gradient-norm"), "needs weight"),
+        (lambda: make_objective("elr,mixup"), "is 2 names, and one objective is taken"),
+        (lambda: make_objective("elr + mse"), "is 2 names, and one objective is taken"),
+        (lambda: make_objective("elr,mixap"), "unknown objective 'elr,mixap': did you mean"),
+        (lambda: make_objective("elr+"), r"two networks .* the class flatminima\.ELRPlus"),
+        (lambda: make_objective("ELRPlus"), r"two networks .* the class flatminima\.ELRPlus"),
     ],
 )
 def test_what_cannot_be_is_refused(make_it, words):
@@ -265,7 +270,8 @@ def test_inputs_that_cannot_be_mixed_are_refused():
         CutMix()(nn.Linear(4, 2), (torch.zeros(3, 4), y))
 
 
-def test_noise_at_which_labels_say_nothing_is_refused():
+@pytest.mark.parametrize("noise", [0.8, 0.95, 1.0])
+def test_noise_at_which_labels_say_nothing_is_refused(noise):
     model, data = network(), batch()
-    with pytest.raises(InputError, match="says nothing"):
-        BackwardCorrection(0.8)(model, data)
+    with pytest.raises(InputError, match=r"at 0\.8 a label among 5 classes says nothing"):
+        BackwardCorrection(noise)(model, data)

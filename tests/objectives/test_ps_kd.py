@@ -5,21 +5,14 @@ import io
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from flatminima.errors import InputError
 from flatminima.objectives import PSKD, PSKDLoss, Setting, make_objective
-from flatminima.perturb import make
 
-N, C, EPOCHS = 9, 4, 5
+from .remembered import C, N, model_and_batch, rows_of_steps, some
 
-
-def some(n=6, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(n, C, dtype=torch.float64, generator=generator)
-    y = torch.randint(C, (n,), generator=generator)
-    return z.requires_grad_(), y, torch.randperm(N, generator=generator)[:n]
+EPOCHS = 5
 
 
 def double(alpha=0.8, epoch=3, **given):
@@ -162,13 +155,6 @@ def test_saved_and_loaded_it_goes_on_in_its_epoch():
     assert torch.equal(loss(z, y, index), again(z, y, index))
 
 
-def model_and_batch():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, C)).double()
-    x = torch.randn(6, 5, dtype=torch.float64)
-    return model, {"inputs": x, "targets": torch.arange(6) % C, "index": torch.arange(6) + 2}
-
-
 def begun(steps=10, per_epoch=2, **given):
     objective = PSKD(dtype="float64", **given)
     objective.begin(Setting(samples=N, outputs=C, steps=steps, steps_per_epoch=per_epoch))
@@ -202,25 +188,8 @@ def test_one_plain_pass_is_the_papers_rule():
 
 @pytest.mark.parametrize("method", ["nso", "sam", "nso-one-pass"])
 def test_the_passes_of_a_step_are_remembered_once_by_their_mean(method):
-    model, batch = model_and_batch()
-    objective = begun()
-    given = {"rho": 0.1} if method == "sam" else {"sigma": 0.1}
-    optimizer = make(method, torch.optim.SGD(model.parameters(), lr=0.1), **given)
-    seen = []
-    model.register_forward_hook(lambda m, args, out: seen.append((args[0], out.detach())))
-    for _ in range(4):
-        seen.clear()
-        before = objective.kept.memory.rows.clone()
-        for piece in optimizer.passes(batch):
-            objective(model, piece).backward()
-            assert torch.equal(objective.kept.memory.rows, before)
-        optimizer.step()
-        objective.after_step()
-        optimizer.zero_grad()
-        for x, i in zip(batch["inputs"], batch["index"], strict=True):
-            own = [out[(given == x).all(1)] for given, out in seen]
-            expected = torch.cat(own).softmax(1).mean(0)
-            torch.testing.assert_close(objective.kept.memory.rows[i], expected)
+    for _, q, after in rows_of_steps(begun(), method, steps=4):
+        torch.testing.assert_close(after, q)
 
 
 def test_a_skipped_step_leaves_the_prediction_before_it():

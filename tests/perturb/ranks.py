@@ -11,7 +11,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from flatminima.perturb import ASAM, GSAM, NSO, RSAM, SAM, LookSAM, Plain
+from flatminima.perturb import ASAM, GLAD, GSAM, NSO, RSAM, SAM, LookSAM, Plain
 
 from .cases import VARIANTS, sgd, through_a_file
 
@@ -30,6 +30,7 @@ WRAPS = {
         base, rho=0.1, sigma=0.1, noise_per_rank=False, shared_ascent=True
     ),
     "gsam": lambda base: GSAM(base, rho=0.1),
+    "glad": lambda base: GLAD(base, rho=0.1),
     "looksam": lambda base: LookSAM(base, rho=0.1, k=2),
     "one-pass": lambda base: NSO(base, sigma=0.1, signs="split"),
     "one-pass-by-rank": lambda base: NSO(base, sigma=0.1, signs="split"),

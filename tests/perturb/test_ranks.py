@@ -46,7 +46,9 @@ def test_plain_training_equals_one_process_on_the_whole_batch(both):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["nso-shared", "sam-shared", "asam-shared", "rsam-shared", "gsam"])
+@pytest.mark.parametrize(
+    "name", ["nso-shared", "sam-shared", "asam-shared", "rsam-shared", "gsam", "glad"]
+)
 def test_where_ranks_move_alike_two_equal_one_process(both, name):
     _, alone = ranks.train(name)
     for ours, theirs in zip(both[0][name][1], alone, strict=True):

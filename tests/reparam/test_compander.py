@@ -1,7 +1,6 @@
 """Bounded companding weights: the function, its place in a model, and runs with it."""
 
 import copy
-import json
 import math
 import warnings
 
@@ -18,7 +17,7 @@ from flatminima.errors import InputError
 from flatminima.reparam import Companded, WeightCompander, bake_, compand_, make_reparam
 from flatminima.training.measuring import open_target
 from flatminima.training.recipe import Recipe
-from flatminima.training.run import finetune, resume
+from flatminima.training.run import finetune
 
 positive = st.floats(1e-2, 1e2)
 
@@ -244,6 +243,18 @@ def test_weights_that_are_all_equal_give_no_scale():
     assert torch.equal(layer.weight, torch.zeros(3, 3))
 
 
+def test_a_model_that_is_refused_is_left_as_it_was():
+    model = network()
+    nn.init.zeros_(model[5].weight)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match="standard deviation 0"):
+        compand_(model)
+    assert not any(parametrize.is_parametrized(module) for module in model.modules())
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
 SMALL = {"epochs": 2, "train_size": 60, "batch_size": 16, "pretrain": False, "measure": False}
 
 
@@ -260,34 +271,8 @@ def start(path, **values):
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*were clipped")
-def test_killed_and_resumed_equals_never_stopped(tmp_path, monkeypatch, values):
-    from flatminima.training import loop
-
-    start(tmp_path / "whole", save_every=2, **values)
-    save, seen = loop.save, []
-
-    def stop_after_three(run, state, name="last"):
-        save(run, state, name)
-        seen.append(state.step)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "save", stop_after_three)
-    with pytest.raises(KeyboardInterrupt):
-        start(tmp_path / "cut", save_every=2, **values)
-    monkeypatch.setattr(loop, "save", save)
-    resume(tmp_path / "cut", say=lambda text: None)
-    for kind in ("last", "baked"):
-        whole, cut = (
-            load_file(tmp_path / run / f"checkpoints/{kind}/model.safetensors")
-            for run in ("whole", "cut")
-        )
-        assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    scores = [
-        json.loads((tmp_path / run / "results.json").read_text())["metrics"]["test_loss"]
-        for run in ("whole", "cut")
-    ]
-    assert scores[0] == scores[1]
+def test_killed_and_resumed_equals_never_stopped(whole_and_cut, values):
+    whole_and_cut(**{**SMALL, **values})
 
 
 def test_a_run_leaves_the_ordinary_model_and_is_opened_as_it(tmp_path):

@@ -1,7 +1,5 @@
 """Low-rank adapters as a reparametrization: in a plain loop, and in runs."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,7 +9,7 @@ from flatminima.errors import InputError
 from flatminima.reparam import LoRA, make_reparam
 from flatminima.training.measuring import measure_target, open_target
 from flatminima.training.recipe import Recipe
-from flatminima.training.run import finetune, resume
+from flatminima.training.run import finetune
 
 
 def network():
@@ -81,6 +79,15 @@ def test_a_model_with_nothing_but_a_head_is_refused():
         LoRA(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), rank=1)
 
 
+@pytest.mark.parametrize("targets", ["0,1", "0,3"])
+def test_layers_without_adapters_are_refused_and_the_model_is_as_it_was(targets):
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Sequential())
+    with pytest.raises(InputError, match="which takes no adapters: name layers"):
+        LoRA(model, rank=2, targets=targets)
+    assert [type(m).__name__ for m in model] == ["Linear", "BatchNorm1d", "Linear", "Sequential"]
+    assert all(p.requires_grad for p in model.parameters())
+
+
 SMALL = {"epochs": 3, "train_size": 60, "reparam": "lora(rank=2)", "perturb": "glad", "probes": 5}
 SMALL |= {"draws": 5, "measure_samples": 60}
 
@@ -102,32 +109,5 @@ def test_a_run_leaves_its_adapters_to_go_on_from_and_the_ordinary_model(tmp_path
     assert again.trace.value == pytest.approx(report.trace.value, rel=1e-4)
 
 
-def test_resumed_it_ends_as_if_never_stopped(tmp_path, monkeypatch):
-    from flatminima.training import loop
-
-    recipe = Recipe.from_flat({**SMALL, "save_every": 2, "measure": False})
-    finetune(recipe, tmp_path / "whole", say=lambda text: None)
-    save, seen = loop.save, []
-
-    def stop_after_three(run, state, name="last"):
-        save(run, state, name)
-        seen.append(state.step)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "save", stop_after_three)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(recipe, tmp_path / "cut", say=lambda text: None)
-    monkeypatch.setattr(loop, "save", save)
-    resume(tmp_path / "cut", say=lambda text: None)
-    for kind in ("last", "baked"):
-        whole, cut = (
-            load_file(tmp_path / run / f"checkpoints/{kind}/model.safetensors")
-            for run in ("whole", "cut")
-        )
-        assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    metrics = [
-        json.loads((tmp_path / run / "results.json").read_text())["metrics"]["test_loss"]
-        for run in ("whole", "cut")
-    ]
-    assert metrics[0] == metrics[1]
+def test_resumed_it_ends_as_if_never_stopped(whole_and_cut):
+    whole_and_cut(**{**SMALL, "measure": False})

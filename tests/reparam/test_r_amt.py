@@ -16,7 +16,7 @@ from flatminima.reparam import MaskTuning, gradient_dropout, make_reparam
 from flatminima.training.measuring import open_target
 from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe
-from flatminima.training.run import finetune, resume
+from flatminima.training.run import finetune
 
 
 def network(dropout=0.0):
@@ -208,27 +208,8 @@ def weights(run, kind="last"):
         {"precision": "bf16", "model": "cnn", "pretrain": False, "keep": "swa"},
     ],
 )
-def test_killed_and_resumed_equals_never_stopped(tmp_path, monkeypatch, values):
-    from flatminima.training import loop
-
-    start(tmp_path / "whole", save_every=2, **values)
-    save, seen = loop.save, []
-
-    def stop_after_three(run, state, name="last"):
-        save(run, state, name)
-        seen.append(state.step)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "save", stop_after_three)
-    with pytest.raises(KeyboardInterrupt):
-        start(tmp_path / "cut", save_every=2, **values)
-    monkeypatch.setattr(loop, "save", save)
-    resume(tmp_path / "cut", say=lambda text: None)
-    for kind in ("last", "baked"):
-        whole, cut_off = (weights(tmp_path / run, kind) for run in ("whole", "cut"))
-        assert all(torch.equal(whole[name], cut_off[name]) for name in whole)
-    files = [(tmp_path / run / "mask.safetensors").read_bytes() for run in ("whole", "cut")]
+def test_killed_and_resumed_equals_never_stopped(whole_and_cut, values):
+    files = [(place / "mask.safetensors").read_bytes() for place in whole_and_cut(**SMALL | values)]
     assert files[0] == files[1]
 
 

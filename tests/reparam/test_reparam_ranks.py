@@ -48,6 +48,7 @@ MASKS = {"reparam": "r-amt", "perturb": "nso", "sigma": 1e-5, "lr": 1.0}
     [
         ({"reparam": "weight-compander(learnable=true)", "lr": 0.05}, ""),
         ({**MASKS, "micro_batch_size": 4}, "scores"),
+        ({"reparam": "lora(rank=2)", "perturb": "glad", "rho": 0.05, "lr": 0.05}, ""),
     ],
 )
 @pytest.mark.filterwarnings("ignore:no weight was switched off")

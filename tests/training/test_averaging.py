@@ -1,5 +1,6 @@
 """What a run keeps besides its last weights."""
 
+import copy
 import json
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from flatminima.errors import InputError
-from flatminima.training import loop
-from flatminima.training.measuring import measure_target
+from flatminima.training import loop, run
+from flatminima.training.measuring import measure_target, open_target
 from flatminima.training.recipe import Recipe
 from flatminima.training.run import finetune, resume
 
@@ -52,6 +53,63 @@ def test_ema_follows_each_step(tmp_path, monkeypatch):
         for later in seen[9:]:
             mean = 0.8 * mean + 0.2 * later[name]
         torch.testing.assert_close(kept[name], mean, rtol=1e-5, atol=1e-6)
+
+
+def ends_of_epochs(monkeypatch, out, **values):
+    """A run that averages, its model at the ends of epochs, and its reparametrization."""
+    seen, kept = [], []
+    step, assemble = loop._timed_step, run.assemble
+
+    def watched(of, state, *rest):
+        step(of, state, *rest)
+        if state.step % of.per_epoch == 0:
+            seen.append(copy.deepcopy(of.model))
+
+    def noted(*given):
+        kept.append(assemble(*given))
+        return kept[-1]
+
+    monkeypatch.setattr(loop, "_timed_step", watched)
+    monkeypatch.setattr(run, "assemble", noted)
+    finetune(Recipe.from_flat({**SMALL, "epochs": 3, "average_from": 0.0, **values}), out)
+    monkeypatch.undo()
+    return seen, kept[0].reparam
+
+
+@pytest.mark.parametrize("keep", ["swa", "ema"])
+@pytest.mark.parametrize("asked", ["lora(rank=2)", "weight-compander(a=1; relative=true)"])
+@pytest.mark.filterwarnings("ignore:.*were clipped")
+def test_of_a_reparametrized_model_the_weights_it_makes_are_averaged(
+    tmp_path, monkeypatch, asked, keep
+):
+    place = tmp_path / "a"
+    values = {"reparam": asked, "keep": keep, "ema_decay": 0.5, "lr": 0.5, "batch_size": 64}
+    ends, free = ends_of_epochs(monkeypatch, place, **values)
+    for end in ends:
+        free.bake(end)
+    shares = [1 / 3] * 3 if keep == "swa" else [0.25, 0.25, 0.5]
+    found, averaged = weights(place, "baked"), weights(place, "averaged")
+    for name, weight in found.items():
+        mean = sum(s * end.state_dict()[name] for s, end in zip(shares, ends, strict=True))
+        torch.testing.assert_close(weight, mean, rtol=1e-5, atol=1e-6)
+        assert torch.equal(weight, averaged[name])
+    opened = open_target(str(place), {}, say=lambda text: None).prepared.built.model
+    assert all(torch.equal(found[name], w) for name, w in opened.state_dict().items())
+
+
+def test_of_masks_the_scores_are_averaged(tmp_path, monkeypatch):
+    place = tmp_path / "a"
+    values = {"reparam": "r-amt", "keep": "swa", "optimizer": "adam", "lr": 4e-3}
+    ends, _ = ends_of_epochs(monkeypatch, place, **values, pretrain=True)
+    found, start = weights(place, "baked"), ends[0].state_dict()
+    masks = [name for name in start if name.endswith("0.scores")]
+    for name in masks:
+        layer = name.removesuffix(".parametrizations.weight.0.scores")
+        kept = torch.stack([end.state_dict()[name] for end in ends]).mean(0) > 0.005
+        original = start[f"{layer}.parametrizations.weight.original"]
+        assert torch.equal(found[f"{layer}.weight"], original * kept)
+        assert not kept.all()
+    assert len(masks) == 3
 
 
 @pytest.mark.parametrize("keep", ["swa", "ema"])

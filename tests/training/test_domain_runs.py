@@ -101,8 +101,10 @@ def test_in_half_precision_the_closed_forms_are_used(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"data": "digits", "objective": "hgp"}, "digits has none: name them by"),
-        ({"data": "digits", "objective": "erm"}, "digits has none: name them by"),
+        ({"data": "digits", "objective": "hgp"}, "digits has none: take rotated-digits or"),
+        ({"data": "digits", "objective": "erm"}, "digits has none: take rotated-digits or"),
+        ({"data": "digits", "domain_column": "x"}, "is for tables, and digits is none"),
+        ({"data": "digits", "domain_folders": True}, "leave it out, or give such data"),
         ({"objective": "hgp(weight=nan)"}, "weight is nan"),
         ({"objective": "coral(wieght=1)"}, "did you mean 'weight'"),
         ({"objective": "hgp", "test_domain": "0.3"}, "unknown domain"),

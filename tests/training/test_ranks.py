@@ -88,6 +88,16 @@ def test_ranks_stay_identical(two_ranks, method):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_ranks_contrast_their_own_samples_and_stay_identical(tmp_path, two_ranks):
+    values = {"data": "diabetes", "batch_size": 32, "epochs": 1}
+    first, second = two_ranks("plain", **values, objective="conr(window=20; beta=4)")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    finetune(Recipe.from_flat({**VALUES, **values, "objective": "mae"}), tmp_path / "mae")
+    without = load_file(tmp_path / "mae/checkpoints/last/model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in first.values())
+    assert max((first[name] - tensor).abs().max() for name, tensor in without.items()) > 1e-3
+
+
 def test_ranks_that_tune_themselves_have_the_same_knobs(two_ranks):
     tune = {"tune": "sigma,weight_decay,input_noise", "validation_fraction": 0.3}
     first, second = two_ranks("nso", tune_warmup=0.0, **tune)

@@ -10,6 +10,7 @@ from flatminima.errors import InputError
 from flatminima.objectives import LabelSmoothing, Mixup
 from flatminima.study.compare import compare
 from flatminima.training.brackets import parse_brackets
+from flatminima.training.checks import for_methods
 from flatminima.training.minimized import objective
 from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe
@@ -81,6 +82,11 @@ def test_one_method_of_a_comparison_may_have_its_own(tmp_path):
         ("label-smoothing(alpha=0.4", "name\\(option=value\\)"),
         ("label-smoothing(alpha=4)", "alpha is 4"),
         ("gradient-norm", "needs weight"),
+        ("backward-correction(noise=0.9)", "at 0.9 a label among 10 classes says nothing"),
+        ("elr+", "is no objective of a run"),
+        ("elr,mixup", "is 2 names, and one objective is taken: give one"),
+        ("elr(lam=3),mixup", "write one name, and its options"),
+        ("elr(lam=3),mixup(alpha=1)", "write one name, and its options"),
     ],
 )
 def test_mistakes_are_named_before_the_model_is_built(asked, words):
@@ -98,6 +104,15 @@ def test_cutmix_is_refused_for_tables(tmp_path):
     (tmp_path / "t.csv").write_text(f"x,y,label\n{rows}\n")
     with pytest.raises(InputError, match="holds vectors"):
         prepare(recipe(data=str(tmp_path / "t.csv"), objective="cutmix"))
+
+
+@pytest.mark.parametrize("name", ["cutmix", "cutmix(alpha=0.5)"])
+def test_cutmix_is_refused_for_a_network_that_is_given_vectors(name):
+    with pytest.raises(InputError, match="given them as vectors: say --model cnn, or take mixup"):
+        prepare(recipe(objective=name))
+    with pytest.raises(InputError, match="say --model cnn"):
+        for_methods(recipe(), ["plain", f"nso:objective={name}"])
+    assert prepare(recipe(objective=name, model="cnn")).built.model is not None
 
 
 def test_a_constrained_run_ends_within_its_radius_and_continues_as_if_never_stopped(tmp_path):
@@ -139,6 +154,14 @@ def test_a_penalized_run_stays_nearer(tmp_path):
     assert distances[1] < 0.7 * distances[0]
 
 
-def test_a_misspelt_reparametrization_is_named():
-    with pytest.raises(InputError, match="did you mean 'distance-penalty'"):
-        prepare(recipe(reparam="distance-penalti(weight=1)"))
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("distance-penalti(weight=1)", "did you mean 'distance-penalty'"),
+        ("lora,r-amt", "is 2 names, and one reparametrization is taken"),
+        ("lora(rank=2),r-amt", "write one name, and its options"),
+    ],
+)
+def test_a_reparametrization_that_cannot_be_is_named(asked, words):
+    with pytest.raises(InputError, match=words):
+        prepare(recipe(reparam=asked))

@@ -10,6 +10,8 @@ from typing import Any
 from flatminima.cli import flags
 from flatminima.cli.places import Places
 from flatminima.errors import InputError, unknown
+from flatminima.training.metrics import metric_names
+from flatminima.training.named import check_named
 from flatminima.training.recipe import Recipe, option_types, read
 
 BESIDE = ("perturb", "seeds", "vary", "small", "about")
@@ -50,6 +52,10 @@ def experiment(file: Path, *, small: bool) -> dict[str, Any]:
             key given twice; `small`, `vary` or `about` is no mapping, or there is no `small`.
     """
     whole = read(file)
+    if not whole:
+        raise InputError(
+            f"the recipe {file} is empty: say at least what to train on, as data: digits"
+        )
     places = Places(file)
     _check_keys(places, whole)
     smaller = whole.pop("small", None)
@@ -63,7 +69,8 @@ def experiment(file: Path, *, small: bool) -> dict[str, Any]:
     _check_keys(places, smaller or {}, "small")
     asked = {**whole, **smaller} if small and smaller is not None else whole
     for key, holds in (("vary", "a field and its values"), ("about", "title, purpose, ...")):
-        if not isinstance(asked.get(key, {}), Mapping):
+        content = asked.get(key, {"": None})
+        if not isinstance(content, Mapping) or not content:
             raise InputError(
                 f"{_where(places, key, small=small)}: the recipe key {key!r} must hold a mapping: "
                 f"{holds}"
@@ -87,6 +94,10 @@ def parse(file: Path, *, small: bool) -> Asked:
         recipe = Recipe.from_flat(fields)
     except InputError as error:
         raise InputError(f"{_culprit(places, fields, error, small)}: {error}") from error
+    try:
+        check_named(recipe)
+    except InputError as error:
+        raise InputError(f"{_named(places, error, 'data', small)}: {error}") from error
     with places.naming(*_way(places, "seeds", small=small)):
         seeds = flags.whole("seeds", content.get("seeds", 1))
         if seeds < 1:
@@ -95,8 +106,15 @@ def parse(file: Path, *, small: bool) -> Asked:
     _check_methods(places, recipe, content, methods, small)
     grid = content.get("vary")
     if grid is not None:
+        _check_once(places, fields, grid, small)
         _check_grid(places, recipe, methods, grid, small)
     return Asked(fields, recipe, methods, seeds, grid, content.get("about") or {})
+
+
+def placed(file: Path, error: InputError, *, small: bool) -> InputError:
+    """An error of a recipe that is met only with its data, with its line where a key is named."""
+    where = Places(file).of_flags(str(error), small=small)
+    return error if where == str(file) else InputError(f"{where}: {error}")
 
 
 def _check_keys(places: Places, asked: Mapping[str, Any], *way: str) -> None:
@@ -115,6 +133,10 @@ def _check_about(places: Places, about: Mapping[str, Any]) -> None:
         if not (several if key in LISTS else isinstance(value, str)):
             holds = "a list of metrics" if key in LISTS else "words"
             raise InputError(f"{where}: {key!r} is {value!r}: give {holds}")
+        for index, metric in enumerate(value if key in LISTS else ()):
+            if metric not in (known := metric_names()):
+                where = places.where("about", str(key), index)
+                raise InputError(f"{where}: {unknown(f'metric of {key}', metric, known)}")
 
 
 def _way(places: Places, key: str, *, small: bool) -> tuple[str, ...]:
@@ -136,11 +158,19 @@ def _culprit(places: Places, fields: Mapping[str, Any], error: InputError, small
     return places.of_flags(str(error), small=small)
 
 
+def _named(places: Places, error: InputError, otherwise: str, small: bool) -> str:
+    """The place of the first key that an error names, else of another one."""
+    named = places.of_flags(str(error), small=small)
+    return _where(places, otherwise, small=small) if named == str(places.file) else named
+
+
 def _methods(places: Places, asked: Any, small: bool) -> list[str]:
     """The methods of `perturb`: words with commas between, or a list."""
-    if isinstance(asked, str):
-        return [method.strip() for method in asked.split(",") if method.strip()]
     way = _way(places, "perturb", small=small)
+    if isinstance(asked, str):
+        asked = [method.strip() for method in asked.split(",") if method.strip()]
+    if asked == []:
+        raise InputError(f"{places.where(*way)}: --perturb names no method: give at least one")
     if not isinstance(asked, list):
         raise InputError(
             f"{places.where(*way)}: --perturb is {asked!r}: give a list of methods, as - nso"
@@ -158,7 +188,7 @@ def _methods(places: Places, asked: Any, small: bool) -> list[str]:
 def _check_methods(
     places: Places, recipe: Recipe, content: Mapping[str, Any], methods: Sequence[str], small: bool
 ) -> None:
-    from flatminima.training.checks import check_method, check_twice
+    from flatminima.training.checks import check_method, check_shared, check_twice
     from flatminima.training.methods import check_strengths
 
     of_data = ("data", "task", "text_column", "image_column", "label_noise", "augment")
@@ -167,9 +197,7 @@ def _check_methods(
         try:
             check_method(Recipe.from_flat(shared), "plain")
         except InputError as error:
-            named = places.of_flags(str(error), small=small)
-            where = _where(places, key, small=small) if named == str(places.file) else named
-            raise InputError(f"{where}: {error}") from error
+            raise InputError(f"{_named(places, error, key, small)}: {error}") from error
     way = _way(places, "perturb", small=small)
     for index, method in enumerate(methods):
         with places.naming(*way, index):
@@ -178,9 +206,23 @@ def _check_methods(
         with places.naming(*way, index):
             check_twice(methods[: index + 1])
     try:
+        check_shared(recipe, methods)
         check_strengths(content, methods)
     except InputError as error:
         raise InputError(f"{places.of_flags(str(error), small=small)}: {error}") from error
+
+
+def _check_once(
+    places: Places, fields: Mapping[str, Any], grid: Mapping[str, Any], small: bool
+) -> None:
+    """Refuse a key that is both set and varied, of which one would be lost."""
+    for name in grid:
+        if fields.get(str(name)) is not None:
+            raise InputError(
+                f"{places.where(*_way(places, 'vary', small=small), str(name))}: {name!r} is "
+                f"varied, and set in {_where(places, str(name), small=small).split(', ')[-1]}: "
+                "leave one out (null unsets it)"
+            )
 
 
 def _check_grid(
@@ -193,8 +235,12 @@ def _check_grid(
     for name, values in grid.items():
         with places.naming(*way, str(name)):
             check_field(recipe, str(name), values)
-        for index, value in enumerate(values):
+        taken = []
+        for index, value in enumerate(() if values == "all" else values):
             with places.naming(*way, str(name), index):
                 own = recipe.but(**{name: value})
+                taken.append(own.flat()[name])
+                if taken[-1] in taken[:-1]:
+                    raise InputError(f"{name}={taken[-1]} is given twice: leave one out")
                 for method in methods:
                     check_method(own, method)

@@ -21,13 +21,14 @@ class Places:
 
     Raises:
         InputError: a mapping that has a key twice, of which YAML would keep the last and say
-            nothing.
+            nothing; one that holds itself.
     """
 
     def __init__(self, file: Path) -> None:
         yaml = require("yaml", "cli")
         self.file = file
         self._lines: dict[tuple[Key, ...], int] = {}
+        self._within: list[Any] = []
         root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         if root is not None:
             self._walk(root, ())
@@ -55,12 +56,21 @@ class Places:
         """The place of the first key that an error names by its flag; the file where none is."""
         for found in re.findall(r"--([a-z][a-z-]*)", words):
             key = found.replace("-", "_")
-            for way in ([("small", key)] if small else []) + [(key,)]:
+            ways: list[tuple[Key, ...]] = [(key,), ("vary", key)]
+            for way in [("small", *way) for way in ways if small] + ways:
                 if way in self._lines:
                     return self.where(*way)
         return str(self.file)
 
     def _walk(self, node: Any, way: tuple[Key, ...]) -> None:
+        if node in self._within:
+            line = node.start_mark.line + 1
+            raise InputError(f"{self.file}, line {line}: this holds itself: leave the alias out")
+        self._within.append(node)
+        self._walk_into(node, way)
+        self._within.pop()
+
+    def _walk_into(self, node: Any, way: tuple[Key, ...]) -> None:
         if node.id == "sequence":
             for index, item in enumerate(node.value):
                 self._lines[(*way, index)] = item.start_mark.line + 1

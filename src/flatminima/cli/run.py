@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flatminima.cli import flags, report, screen
-from flatminima.cli.experiment import parse
+from flatminima.cli.experiment import parse, placed
 from flatminima.errors import InputError
 
 SHOWN = ("test_recall", "test_accuracy", "test_mae", "test_error", "test_loss", "hessian_trace")
@@ -64,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
             else:
                 found = vary(recipe, methods, seeds, grid, out, progress=progress, **common)
                 points = [(p["at"], p["summary"], out / p["folder"]) for p in found["points"]]
+    except InputError as error:
+        raise placed(arguments.recipe, error, small=arguments.small) from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command again goes on") from None
     for at, summary, folder in points:

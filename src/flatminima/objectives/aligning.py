@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.domains import AcrossDomains, Head, Part
-from flatminima.objectives.hessian_alignment import AutogradHead, aligned, draw_signs
+from flatminima.objectives.hessian_alignment import AutogradHead, aligned
 from flatminima.objectives.linear_head import HeadLoss
-from flatminima.objectives.registry import below, register
+from flatminima.objectives.options import between, truth, whole
+from flatminima.objectives.registry import register
 from flatminima.objectives.supervised import Batch
 
 SOURCE = "Hemati et al., 2023, arXiv 2308.11778"
@@ -37,8 +38,8 @@ class Aligning(AcrossDomains):
         layer: str,
     ) -> None:
         super().__init__(weight, warmup, early_weight, rescale, layer)
-        self.alpha, self.beta = below("alpha", alpha, 0), below("beta", beta, 0)
-        self.detach_mean = bool(detach_mean)
+        self.alpha, self.beta = between("alpha", alpha, 0), between("beta", beta, 0)
+        self.detach_mean = truth("detach_mean", detach_mean)
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of `model` on `batch`, a scalar tensor."""
@@ -87,7 +88,8 @@ class HessianAlignment(Aligning):
     `hessian_alignment` with "hgp" in a run; see `AcrossDomains` for what a batch must say, for the
     warmup and for several processes. Where the logits are a linear function of what the layer is
     given, by it, closed forms are used, and nothing is differentiated twice. Else the layer's
-    parameters are differentiated by autograd: not for DDP or fp16 then.
+    free parameters are differentiated by autograd: not for DDP or fp16 then. So it is of a head
+    with LoRA's adapters, whose A and B are aligned.
 
     Source: Hemati, Zhang, Estiri, Chen, Understanding Hessian Alignment for Domain Generalization,
     2023, arXiv 2308.11778.
@@ -179,6 +181,5 @@ class HutchinsonAlignment(Aligning):
         layer: str = "",
     ) -> None:
         super().__init__(alpha, beta, weight, warmup, early_weight, rescale, detach_mean, layer)
-        self.method = "diag-exact" if exact else "hutchinson"
-        draw_signs(probes, torch.zeros(0), torch.Generator())
-        self.probes = probes
+        self.method = "diag-exact" if truth("exact", exact) else "hutchinson"
+        self.probes = whole("probes", probes)

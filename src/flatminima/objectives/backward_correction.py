@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.cross_entropy import NONE
-from flatminima.objectives.registry import between, register
+from flatminima.objectives.options import between
+from flatminima.objectives.registry import register
 from flatminima.objectives.supervised import Batch, Supervised, inputs_and_targets, logits
 
 
@@ -37,11 +38,12 @@ class BackwardCorrection(Supervised):
     1609.03683.
 
     Args:
-        noise: q, the part of the labels that is wrong, from 0 to below 1. A label drawn anew among
-            all K classes is wrong with probability (K - 1)/K.
+        noise: q, the part of the labels that is wrong, from 0 to below (K - 1)/K: a label drawn
+            anew among all K classes is wrong with that probability, and says nothing. Of labels
+            drawn anew with probability r, q is r (K - 1)/K.
 
     Raises:
-        InputError: q out of its range; at a call, a q at which labels say nothing, (K - 1)/K.
+        InputError: q is no number from 0 to 1; at a call, q is (K - 1)/K or more.
     """
 
     def __init__(self, noise: float) -> None:
@@ -61,13 +63,14 @@ class BackwardCorrection(Supervised):
         """$T^{-1}$ for so many classes, float64.
 
         Raises:
-            InputError: T has none.
+            InputError: labels of that noise say nothing of the true ones, or are against them.
         """
-        q = self.noise
-        if abs(q - (classes - 1) / classes) < 1e-6:
+        q, most = self.noise, (classes - 1) / classes
+        if q > most - 1e-6:
             raise InputError(
-                f"noise is {q:g}, at which a label among {classes} classes says nothing of the "
-                "true one: give the part of labels that is wrong, which is less"
+                f"noise is {q:g}, and at {most:g} a label among {classes} classes says nothing of "
+                "the true one: give the part of labels that is wrong, which is less (of labels "
+                f"drawn anew with probability r it is {most:g} r)"
             )
         matrix = torch.full((classes, classes), q / (classes - 1), dtype=torch.float64)
         inverse: Tensor = torch.linalg.inv(matrix.fill_diagonal_(1 - q))

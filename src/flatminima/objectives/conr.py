@@ -13,7 +13,8 @@ from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.cross_entropy import NONE
 from flatminima.objectives.features import features_of
-from flatminima.objectives.registry import between, objective_card, register
+from flatminima.objectives.options import above, between, truth
+from flatminima.objectives.registry import objective_card, register
 from flatminima.objectives.regression import predictions
 from flatminima.objectives.supervised import Batch, inputs_and_targets
 
@@ -63,12 +64,9 @@ class ConRLoss(nn.Module):
         official_denominator: bool = False,
     ) -> None:
         super().__init__()
-        self.window = _finite("window", window)
-        self.temperature = _finite("temperature", temperature)
-        if self.temperature == 0:
-            raise InputError("temperature is 0, and similarities are divided by it: give 0.07")
-        self.push = _finite("push", push)
-        self.official_denominator = bool(official_denominator)
+        self.window, self.push = between("window", window, 0), between("push", push, 0)
+        self.temperature = above("temperature", temperature)
+        self.official_denominator = truth("official_denominator", official_denominator)
 
     def forward(
         self, features: Tensor, labels: Tensor, predictions: Tensor, weights: Tensor | None = None
@@ -82,10 +80,12 @@ class ConRLoss(nn.Module):
             weights: eta, above 0, shape (B,): 1 / density of the label, of mean 1. Default: 1.
 
         Raises:
-            InputError: shapes that do not fit.
+            InputError: shapes that do not fit, labels that are not finite, or weights that are
+                not above 0.
         """
         samples = len(features)
         _check_shapes(features, labels, predictions, weights)
+        _check_values(labels, weights)
         kind = torch.promote_types(features.dtype, torch.float32)
         # In half precision exp(1 / tau) and sums of it are infinite.
         with torch.autocast(features.device.type, enabled=False):
@@ -169,13 +169,13 @@ class ConR:
         views: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.contrast = ConRLoss(window, temperature, push, official_denominator)
-        self.beta = _finite("beta", beta)
+        self.beta = between("beta", beta, 0)
         known = objective_card(loss).name
         if known not in CRITERIA:
             raise InputError(f"ConR is added to {' or '.join(CRITERIA)}, and loss is {loss!r}")
         self.loss = known
         self.criterion, self._power = CRITERIA[known]
-        self.jitter = _finite("jitter", jitter)
+        self.jitter = between("jitter", jitter, 0)
         self.layer = layer
         if views is not None and not callable(views):
             raise InputError(f"views is {views!r}: give a function of the inputs, from Python")
@@ -258,8 +258,14 @@ def _check_shapes(
         )
 
 
-def _finite(name: str, value: Any) -> float:
-    number = between(name, value, 0)
-    if not math.isfinite(number):
-        raise InputError(f"{name} is {value!r}: give a finite number")
-    return number
+def _check_values(labels: Tensor, weights: Tensor | None) -> None:
+    """Refuse what would count no pair at all, or pull where it is to push."""
+    if not bool(labels.isfinite().all()):
+        raise InputError(
+            "labels are not finite, and such a label is near no other: leave those samples out"
+        )
+    if weights is not None and not bool((weights.isfinite() & (weights > 0)).all()):
+        raise InputError(
+            f"the weights go from {weights.min():g} to {weights.max():g}: give finite numbers "
+            "above 0, as 1 / density of the label"
+        )

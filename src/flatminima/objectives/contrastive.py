@@ -13,7 +13,8 @@ from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.cross_entropy import NONE
 from flatminima.objectives.gathering import gathered
-from flatminima.objectives.registry import between, register
+from flatminima.objectives.options import above, truth
+from flatminima.objectives.registry import register
 from flatminima.objectives.supervised import Batch
 
 
@@ -61,10 +62,8 @@ class Contrastive:
     """
 
     def __init__(self, gather: bool = True, most_scale: float = 100.0) -> None:
-        if not isinstance(gather, bool):
-            raise InputError(f"gather is {gather!r}: give true or false")
-        self.gather = gather
-        self.most_scale = between("most_scale", most_scale, 1e-6)
+        self.gather = truth("gather", gather)
+        self.most_scale = above("most_scale", most_scale)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss of `model` on `batch`, a scalar tensor."""

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from flatminima.cards import Card
-from flatminima.objectives.registry import between, register
+from flatminima.objectives.options import between
+from flatminima.objectives.registry import register
 from flatminima.objectives.supervised import Batch, Supervised
 
 NONE = "none beyond the pass's"

@@ -15,7 +15,7 @@ from flatminima.errors import InputError
 from flatminima.objectives.features import Features, features_of
 from flatminima.objectives.linear_head import LinearHeadLoss
 from flatminima.objectives.memory import in_full
-from flatminima.objectives.registry import below
+from flatminima.objectives.options import between, truth, whole
 from flatminima.objectives.remembering import Remembering
 from flatminima.objectives.supervised import Batch, inputs_and_targets, logits
 
@@ -95,15 +95,11 @@ class AcrossDomains(Remembering):
         layer: str = "",
     ) -> None:
         super().__init__()
-        self.weight = below("weight", weight, 0)
-        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
-            raise InputError(f"warmup is {warmup!r}: give a whole number of steps, 0 or above")
-        self.warmup = warmup
+        self.weight = between("weight", weight, 0)
+        self.warmup = whole("warmup", warmup, 0, "steps")
         early = min(1.0, self.weight) if early_weight is None else early_weight
-        self.early_weight = below("early_weight", early, 0)
-        if not isinstance(rescale, bool):
-            raise InputError(f"rescale is {rescale!r}: give true or false")
-        self.rescale = rescale
+        self.early_weight = between("early_weight", early, 0)
+        self.rescale = truth("rescale", rescale)
         self.layer = str(layer)
         self.step = 0
         # In the batch before: whether the penalty needs second derivatives.
@@ -119,6 +115,11 @@ class AcrossDomains(Remembering):
             return cross_entropy(in_full(logits(model, inputs)), labels)
         weight = self.weight if self.step >= self.warmup else self.early_weight
         watched = self.watches_features and weight > 0
+        if len(domain) != len(labels):
+            raise InputError(
+                f'"domain" names {len(domain)} domains for {len(labels)} samples: give a whole '
+                "number for each sample"
+            )
         with features_of(model, self.layer) if watched else nullcontext() as features:
             outputs = logits(model, inputs)
         # What is squared below, or divided by a small number, needs more than 16 bits.

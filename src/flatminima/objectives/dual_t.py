@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from flatminima.cards import Card
 from flatminima.errors import InputError, unknown
 from flatminima.objectives.memory import Memory, in_full
+from flatminima.objectives.options import whole
 from flatminima.objectives.registry import register
 from flatminima.objectives.remembering import Remembering, Setting, sample_index
 from flatminima.objectives.supervised import Batch, inputs_and_targets, logits
@@ -65,9 +66,7 @@ class DualT(Remembering):
         if correction not in CORRECTIONS:
             raise unknown("correction", correction, CORRECTIONS)
         self.correction = correction
-        if isinstance(start, bool) or not isinstance(start, int) or start < 1:
-            raise InputError(f"start is {start!r}: give a whole number of epochs, 1 or above")
-        self.start = start
+        self.start = whole("start", start, 1, "epochs")
         self._memory: Memory | None = None
         self._steps = self._at = 0
 

@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.memory import Memory, check_storage
-from flatminima.objectives.registry import below, register
+from flatminima.objectives.options import below, between
+from flatminima.objectives.registry import register
 from flatminima.objectives.remembering import Setting
 from flatminima.objectives.remembering_loss import RememberingLoss, RemembersSamples
 
@@ -79,7 +80,7 @@ class ELRLoss(RememberingLoss):
         dtype: str = "float32",
     ) -> None:
         super().__init__(Memory(num_examples, num_classes, dtype))
-        self.beta, self.lam = below("beta", beta, 0, 1), below("lam", lam, 0)
+        self.beta, self.lam = below("beta", beta, 0, 1), between("lam", lam, 0)
 
     def loss(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         """The equation; notes q."""
@@ -162,7 +163,7 @@ class ELR(RemembersSamples):
 
     def __init__(self, beta: float = 0.7, lam: float = 3.0, dtype: str = "float32") -> None:
         super().__init__()
-        self.beta, self.lam = below("beta", beta, 0, 1), below("lam", lam, 0)
+        self.beta, self.lam = below("beta", beta, 0, 1), between("lam", lam, 0)
         check_storage(dtype, "memory", None)
         self.dtype = dtype
 

@@ -16,7 +16,7 @@ from flatminima.errors import InputError
 from flatminima.objectives.elr import clamped_softmax, regularizer, suspected
 from flatminima.objectives.memory import Memory, in_full
 from flatminima.objectives.mixing import NO_NUMBERS
-from flatminima.objectives.registry import below, between
+from flatminima.objectives.options import below, between, truth
 
 
 class ELRPlus(nn.Module):
@@ -102,11 +102,11 @@ class ELRPlus(nn.Module):
         self.networks = nn.ModuleList([first, second])
         self.averages = nn.ModuleList([_average_of(network) for network in (first, second)])
         self.memories = nn.ModuleList([Memory(num_examples, num_classes, dtype) for _ in range(2)])
-        self.beta, self.lam = below("beta", beta, 0, 1), below("lam", lam, 0)
-        self.mixup, self.ema_decay = below("mixup", mixup, 0), below("ema_decay", ema_decay, 0, 1)
+        self.beta, self.lam = below("beta", beta, 0, 1), between("lam", lam, 0)
+        self.mixup, self.ema_decay = between("mixup", mixup, 0), below("ema_decay", ema_decay, 0, 1)
         self.ramp_steps = between("ramp_steps", ramp_steps, 0)
         self.ema_ramp = None if ema_ramp is None else between("ema_ramp", ema_ramp, 0)
-        self.reweight = reweight
+        self.reweight = truth("reweight", reweight)
         self.steps = [0, 0]
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -123,11 +123,13 @@ class ELRPlus(nn.Module):
             inputs: Floating-point numbers, the first dimension counting samples.
             labels: Class indices, int64, shape (samples,).
             index: Places in the training set, int64, shape (samples,).
+
+        Raises:
+            InputError: there is no such network; see `ELRPlus` for the rest.
         """
-        network = self.networks[which]
+        memory, network = self._memory(which), self.networks[which]
         if not self.training:
             return cross_entropy(in_full(network(inputs)), labels)
-        memory = self._memory(which)
         before = memory.read(index)
         with torch.no_grad():
             seen = in_full(self.averages[1 - which](inputs)).softmax(1)
@@ -192,6 +194,11 @@ class ELRPlus(nn.Module):
         self.steps = list(state["steps"])
 
     def _memory(self, which: int) -> Memory:
+        if which not in (0, 1):
+            raise InputError(
+                f"there is no network {which!r}: ELR+ trains two in turn, 0 and 1, each with an "
+                "optimizer of its own"
+            )
         found = self.memories[which]
         assert isinstance(found, Memory)
         return found

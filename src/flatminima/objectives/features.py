@@ -69,7 +69,8 @@ def features_of(model: nn.Module, layer: str = "") -> Iterator[Features]:
     Args:
         model: Any model; what wraps it (DDP, `torch.compile`) does not matter.
         layer: The name of the layer, as `named_modules` has it. Default: the linear layer that
-            runs last, the head of most models.
+            runs last, the head of most models. One that carries adapters (of peft) counts whole:
+            what enters it are its features, not what enters the matrices inside.
 
     Raises:
         InputError: there is no such layer, or no linear one.
@@ -77,9 +78,7 @@ def features_of(model: nn.Module, layer: str = "") -> Iterator[Features]:
     modules = {_unwrapped(name): module for name, module in model.named_modules() if name}
     if layer and layer not in modules:
         raise unknown("layer", layer, modules)
-    chosen = [modules[layer]] if layer else [m for m in modules.values() if _is_linear(m)]
-    if not chosen and _is_linear(model):
-        chosen = [model]
+    chosen = [modules[layer]] if layer else _linear_layers(model)
     if not chosen:
         raise InputError(
             "the model has no linear layer, whose input would be its features: name a layer by "
@@ -94,8 +93,16 @@ def features_of(model: nn.Module, layer: str = "") -> Iterator[Features]:
             hook.remove()
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)
+def _linear_layers(model: nn.Module) -> list[nn.Module]:
+    """Its linear layers; one that carries adapters counts whole, and nothing within it."""
+    # By the names that peft gives them, for it need not be installed.
+    adapted = hasattr(model, "adapter_layer_names") and hasattr(model, "base_layer")
+    if isinstance(model.base_layer if adapted else model, nn.Linear):
+        return [model]
+    if adapted:
+        return []
+    found = [layer for child in model.children() for layer in _linear_layers(child)]
+    return list(dict.fromkeys(found))
 
 
 def _unwrapped(name: str) -> str:

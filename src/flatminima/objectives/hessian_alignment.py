@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flatminima.errors import InputError, unknown
 from flatminima.objectives.linear_head import HeadLoss, LinearHeadLoss
-from flatminima.objectives.registry import below
+from flatminima.objectives.options import between, whole
 
 METHODS = ("hgp", "hutchinson", "diag-exact")
 
@@ -206,7 +206,7 @@ def aligned(
     """The penalty of `hessian_alignment`, of each domain's loss as a function of the head."""
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    alpha, beta = below("alpha", alpha, 0), below("beta", beta, 0)
+    alpha, beta = between("alpha", alpha, 0), between("beta", beta, 0)
     gradients = torch.stack([head.gradient() for head in heads])
     mean = gradients.mean(0)
     # Of plain means: as deviations sum to 0, their detaching changes no gradient.
@@ -239,7 +239,5 @@ def _spread(rows: Tensor, target: Tensor, detach: bool) -> Tensor:
 
 def draw_signs(probes: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Rows of -1 and +1, drawn on the CPU whatever the device."""
-    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-        raise InputError(f"probes is {probes!r}: give a whole number of at least 1")
-    drawn = torch.randint(2, (probes, len(like)), generator=generator)
+    drawn = torch.randint(2, (whole("probes", probes), len(like)), generator=generator)
     return (2 * drawn - 1).to(like)

@@ -80,16 +80,6 @@ class CORAL(AcrossDomains):
 
     watches_features = True
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        warmup: int = 0,
-        early_weight: float | None = None,
-        rescale: bool = False,
-        layer: str = "",
-    ) -> None:
-        super().__init__(weight, warmup, early_weight, rescale, layer)
-
     def penalty(self, parts: Sequence[Part], head: Head | None) -> Tensor:
         """The distance."""
         means, covariances = [], []

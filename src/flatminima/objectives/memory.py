@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from flatminima.errors import InputError, unknown
+from flatminima.objectives.options import whole
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 PLACES = ("memory", "disk")
@@ -54,8 +55,7 @@ class Memory(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("num_examples", samples), ("num_classes", width)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise InputError(f"{name} is {size!r}: give a whole number of at least 1")
+            whole(name, size)
         check_storage(dtype, place, folder)
         self.place = place
         shape, kind = (samples, width), DTYPES[dtype]

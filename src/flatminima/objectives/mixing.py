@@ -11,7 +11,8 @@ from torch.distributions import Beta
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.cross_entropy import NONE
-from flatminima.objectives.registry import between, register
+from flatminima.objectives.options import between
+from flatminima.objectives.registry import register
 from flatminima.objectives.supervised import Batch, inputs_and_targets, logits
 
 NO_NUMBERS = """{name} mixes the numbers of two inputs, and these are {what}: use it on images or \
@@ -109,7 +110,7 @@ class CutMix(_Mixed):
     The rectangle has $1 - \lambda$ of the area, $\lambda \sim \mathrm{Beta}(\alpha, \alpha)$, and
     its centre is anywhere; what sticks out of the image is cut off, and the weight of the targets
     is that of the area that was replaced. In training mode; in evaluation mode the plain
-    cross-entropy.
+    cross-entropy. For models that are given images, so not for `mlp`, which is given vectors.
 
     Source: Yun et al., CutMix: Regularization Strategy to Train Strong Classifiers, 2019, arXiv
     1905.04899.

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from flatminima.cards import Card
 from flatminima.errors import InputError
-from flatminima.objectives.registry import between, register
+from flatminima.objectives.options import between
+from flatminima.objectives.registry import register
 from flatminima.objectives.supervised import Batch, Supervised
 
 

@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy, one_hot
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.memory import Memory, check_storage
-from flatminima.objectives.registry import below, between, register
+from flatminima.objectives.options import below, between, whole
+from flatminima.objectives.registry import register
 from flatminima.objectives.remembering import Setting
 from flatminima.objectives.remembering_loss import RememberingLoss, RemembersSamples
 
@@ -70,9 +71,7 @@ class PSKDLoss(RememberingLoss):
         super().__init__(Memory(num_examples, num_classes, dtype, place, folder))
         self.alpha_T = below("alpha_T", alpha_T, 0, 1)
         self.temperature = between("temperature", temperature, 0.01, 100)
-        if isinstance(total_epochs, bool) or not isinstance(total_epochs, int) or total_epochs < 1:
-            raise InputError(f"total_epochs is {total_epochs!r}: give a whole number above 0")
-        self.total_epochs = total_epochs
+        self.total_epochs = whole("total_epochs", total_epochs)
         self.epoch = 0
 
     @property

@@ -12,6 +12,9 @@ from flatminima.objectives.supervised import Objective
 
 Class = TypeVar("Class", bound=type[Any])
 
+ELR_PLUS = ("elr+", "elr-plus", "elrplus")
+"""What users call a method of the literature that is a class here, and fills no slot."""
+
 _OBJECTIVES: dict[str, tuple[Card, type[Any]]] = {}
 
 
@@ -69,30 +72,12 @@ def make_objective(name: str, **given: Any) -> Objective:
 
 
 def _lookup(name: str) -> tuple[Card, type[Any]]:
+    if name.lower() in ELR_PLUS:
+        raise InputError(
+            f"{name!r} is no objective of a run, for it trains two networks with an optimizer "
+            "each: use the class flatminima.ELRPlus in a loop of your own, or the objective "
+            "elr, which does with one network"
+        )
     if name not in _OBJECTIVES:
         raise unknown("objective", name, _OBJECTIVES)
     return _OBJECTIVES[name]
-
-
-def between(name: str, value: Any, low: float, high: float = float("inf")) -> float:
-    """A number of a range.
-
-    Raises:
-        InputError: it is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        bound = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
-        raise InputError(f"{name} is {value!r}: give a number {bound}")
-    return float(value)
-
-
-def below(name: str, value: Any, low: float, high: float = float("inf")) -> float:
-    """A number of a range without its upper end.
-
-    Raises:
-        InputError: it is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
-        bound = f"of at least {low:g}" if high == float("inf") else f"in [{low:g}, {high:g})"
-        raise InputError(f"{name} is {value!r}: give a finite number {bound}")
-    return float(value)

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from flatminima.cards import Card
 from flatminima.errors import InputError, unknown
+from flatminima.objectives.options import above, truth
 from flatminima.reparam.parametrizing import remove, shared
 from flatminima.reparam.registry import register
 from flatminima.reparam.slot import Reparam
@@ -74,12 +75,12 @@ class WeightCompander(nn.Module):
         super().__init__()
         if fn not in FURTHEST:
             raise unknown("function", fn, FURTHEST)
-        self._given = _scale("a", a), _scale("b", b)
-        self.fn, self.relative = fn, relative
+        self._given = tuple(None if s is None else above(n, s) for n, s in (("a", a), ("b", b)))
+        self.fn, self.relative = fn, truth("relative", relative)
         for name in ("log_a", "log_b"):
             # Not a number until the weights are there that it may depend on.
             number = torch.full((), math.nan, dtype=torch.float64)
-            if learnable:
+            if truth("learnable", learnable):
                 self.register_parameter(name, nn.Parameter(number))
             else:
                 self.register_buffer(name, number)
@@ -94,7 +95,7 @@ class WeightCompander(nn.Module):
     def right_inverse(self, weight: Tensor) -> Tensor:
         """The latents of weights; at the first call a and b are set for them."""
         if self.log_a.isnan():
-            self._begin(weight)
+            self.begin(weight)
         a, b = self.log_a.exp(), self.log_b.exp()
         most = FURTHEST[self.fn]
         ratio = weight.to(a.dtype) / a
@@ -107,7 +108,13 @@ class WeightCompander(nn.Module):
         ratio = ratio.clamp(-most, most)
         return (b * (ratio.tan() if self.fn == "arctan" else ratio.atanh())).to(weight.dtype)
 
-    def _begin(self, weight: Tensor) -> None:
+    @torch.no_grad()
+    def begin(self, weight: Tensor) -> None:
+        """Set a and b for weights.
+
+        Raises:
+            InputError: they have no standard deviation while it is needed.
+        """
         dtype = torch.promote_types(weight.dtype, torch.float32)
         self.to(device=weight.device, dtype=dtype)
         a, b = self._given
@@ -159,7 +166,8 @@ def compand_(
         The model.
 
     Raises:
-        InputError: as `WeightCompander`, or no layer is left to change.
+        InputError: as `WeightCompander`, or no layer is left to change. The model is then as it
+            was.
     """
     elsewhere, chosen = shared(model), []
     for module in model.modules():
@@ -171,9 +179,12 @@ def compand_(
     if not chosen:
         names = ", ".join(kind.__name__ for kind in layer_types)
         raise InputError(f"the model has no layer of {names} with a free weight of its own")
-    for module in chosen:
-        made = WeightCompander(a, b, learnable, fn, relative)
-        parametrize.register_parametrization(module, "weight", made)
+    made = [WeightCompander(a, b, learnable, fn, relative) for _ in chosen]
+    # All scales before the first change: weights that give none leave the model as it was.
+    for module, compander in zip(chosen, made, strict=True):
+        compander.begin(cast(Tensor, module.weight))
+    for module, compander in zip(chosen, made, strict=True):
+        parametrize.register_parametrization(module, "weight", compander)
     return model
 
 
@@ -204,7 +215,7 @@ class Companded(Reparam):
     """A `WeightCompander` on the weight of each linear and convolutional layer; see there.
 
     What is trained, decayed, perturbed and measured along the way are the latents. `bake` leaves
-    the ordinary model with the same outputs.
+    the ordinary model with the same outputs. SWA and EMA average the weights, not the latents.
 
     Args:
         model: It is changed in place.
@@ -219,6 +230,7 @@ class Companded(Reparam):
     """
 
     changes_modules: ClassVar[bool] = True
+    averages_baked: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -234,10 +246,3 @@ class Companded(Reparam):
     def bake(self, model: nn.Module) -> None:
         """Evaluate each function once, and leave ordinary layers."""
         bake_(model)
-
-
-def _scale(name: str, value: float | None) -> float | None:
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is not None and not (good and 0 < value < math.inf):
-        raise InputError(f"{name} is {value!r}: give a finite number above 0")
-    return value

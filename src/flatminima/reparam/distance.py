@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from flatminima.cards import Card
 from flatminima.errors import InputError, unknown
 from flatminima.objectives import Batch, Objective
+from flatminima.objectives.options import above, between, truth
 from flatminima.reparam.registry import register
 from flatminima.reparam.slot import Reparam
 
@@ -78,7 +79,7 @@ class DistancePenalty(_Near):
 
     def __init__(self, model: nn.Module, weight: float) -> None:
         super().__init__(model)
-        self.weight = _positive("weight", weight, zero=True)
+        self.weight = between("weight", weight, 0)
 
     def objective(self, objective: Objective) -> Objective:
         """The objective and the penalty."""
@@ -140,8 +141,8 @@ class DistanceConstraint(_Near):
         super().__init__(model)
         if norm not in NORMS:
             raise unknown("norm", norm, NORMS)
-        self.radius = _positive("radius", radius)
-        self.relative, self.norm = relative, norm
+        self.radius = above("radius", radius)
+        self.relative, self.norm = truth("relative", relative), norm
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -161,11 +162,3 @@ class DistanceConstraint(_Near):
             return rows.abs().sum(1, keepdim=True)
         whole: Tensor = torch.linalg.norm(rows)
         return whole.reshape(1, 1)
-
-
-def _positive(name: str, value: float, *, zero: bool = False) -> float:
-    good = not isinstance(value, bool) and isinstance(value, int | float)
-    if not good or not (value >= 0 if zero else value > 0) or value == float("inf"):
-        bound = "0 or above" if zero else "above 0"
-        raise InputError(f"{name} is {value!r}: give a finite number {bound}")
-    return float(value)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from flatminima.errors import InputError
+from flatminima.objectives.options import between
 
 
 def keep_probability(gradient: Tensor, reference: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def gradient_dropout(
     Raises:
         InputError: a strength that is no number from 0 to 1.
     """
-    strength = between_0_and_1("strength", strength)
+    strength = between("strength", strength, 0, 1)
     own = list(params)
     reference = torch.autograd.grad(ref_loss, own, retain_graph=True, allow_unused=True)
     task = torch.autograd.grad(task_loss, own, allow_unused=True)
@@ -76,15 +76,3 @@ def gradient_dropout(
         if a is not None and b is not None:
             uniform = torch.rand(a.shape, generator=generator, device=a.device, dtype=a.dtype)
             parameter.grad = dropped(a, b, strength, uniform)
-
-
-def between_0_and_1(name: str, value: float) -> float:
-    """A number from 0 to 1.
-
-    Raises:
-        InputError: it is none.
-    """
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not 0 <= value <= 1:
-        raise InputError(f"{name} is {value!r}: give a number from 0 to 1")
-    return float(value)

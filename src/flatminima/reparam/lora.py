@@ -9,8 +9,12 @@ from torch import nn
 
 from flatminima.cards import Card
 from flatminima.errors import InputError, require
+from flatminima.objectives.options import above, below, truth, whole
 from flatminima.reparam.registry import register
 from flatminima.reparam.slot import Reparam
+
+ADAPTED = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+"""Layers that peft has adapters for, beside transformers' Conv1D."""
 
 
 @register(
@@ -30,7 +34,9 @@ class LoRA(Reparam):
     r"""$W_0 + \frac{\alpha}{r} B A$ for frozen $W_0$ of shape (m, n): A is (r, n), B is (m, r).
 
     B begins at 0, so the model begins as it was. All else is frozen but the head, the last linear
-    layer, which is often new. `bake` adds BA to W0 and takes the adapters away.
+    layer, which is often new. `bake` adds BA to W0 and takes the adapters away. SWA and EMA average
+    the baked weights: the mean of A times that of B is not the mean of BA, which may have a larger
+    rank.
 
     Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, arXiv 2106.09685;
     the adapters are those of peft.
@@ -45,11 +51,12 @@ class LoRA(Reparam):
         head: Whether the last linear layer stays free.
 
     Raises:
-        InputError: a value out of its range, layers that the model does not have, or peft is not
-            installed.
+        InputError: a value out of its range, layers that the model does not have or that take no
+            adapters, or peft is not installed. The model is then as it was.
     """
 
     changes_modules: ClassVar[bool] = True
+    averages_baked: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -60,18 +67,15 @@ class LoRA(Reparam):
         targets: str | int | Sequence[str] | None = None,
         head: bool = True,
     ) -> None:
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise InputError(f"rank is {rank!r}: give a whole number of at least 1")
-        if not _is_number(dropout) or not 0 <= dropout < 1:
-            raise InputError(f"dropout is {dropout!r}: give a number in [0, 1)")
-        if alpha is not None and not (_is_number(alpha) and 0 < alpha < float("inf")):
-            raise InputError(f"alpha is {alpha!r}: give a positive number")
+        rank, dropout = whole("rank", rank), below("dropout", dropout, 0, 1)
+        head = truth("head", head)
+        alpha = rank if alpha is None else above("alpha", alpha)
         peft = require("peft", "peft")
         last = _head(model)
         chosen = _inner(model, last) if targets in (None, "") else _named(model, targets)
         config = peft.LoraConfig(
             r=rank,
-            lora_alpha=rank if alpha is None else alpha,
+            lora_alpha=alpha,
             lora_dropout=dropout,
             target_modules=chosen,
         )
@@ -117,10 +121,6 @@ def _inner(model: nn.Module, head: str | None) -> list[str]:
     return found
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _named(model: nn.Module, targets: Any) -> list[str]:
     # The command line reads the name of a layer that is a number as one.
     words = targets if isinstance(targets, list | tuple) else str(targets).split(",")
@@ -131,5 +131,13 @@ def _named(model: nn.Module, targets: Any) -> list[str]:
         if not matching:
             known = sorted({name.rpartition(".")[2] for name in names})
             raise InputError(f"no layer is called {target!r}: there are {', '.join(known)}")
+        # peft refuses the rest too, but with the layers before it changed.
+        for name in matching:
+            kind = type(model.get_submodule(name))
+            if not issubclass(kind, ADAPTED) and kind.__name__ != "Conv1D":
+                raise InputError(
+                    f"{name!r} is a {kind.__name__}, which takes no adapters: name layers that are "
+                    "linear, convolutional or an embedding"
+                )
         found += matching
     return found

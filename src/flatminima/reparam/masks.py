@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from flatminima.errors import InputError
+from flatminima.objectives.options import finite
 from flatminima.reparam.mask_file import write_mask
 from flatminima.reparam.parametrizing import parametrized, remove, shared
 
@@ -96,10 +96,7 @@ class MaskTuning:
         init: float = 0.01,
         threshold: float = 0.005,
     ) -> None:
-        for name, value in (("init", init), ("threshold", threshold)):
-            good = isinstance(value, int | float) and not isinstance(value, bool)
-            if not good or not math.isfinite(value):
-                raise InputError(f"{name} is {value!r}: give a finite number")
+        init, threshold = finite("init", init), finite("threshold", threshold)
         if not init > threshold:
             raise InputError(
                 f"init is {init:g}, not above the threshold {threshold:g}: all weights would be "

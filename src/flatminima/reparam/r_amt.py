@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives import Batch, Objective
-from flatminima.reparam.gradient_dropout import between_0_and_1, dropped
+from flatminima.objectives.options import above, between, whole
+from flatminima.reparam.gradient_dropout import dropped
 from flatminima.reparam.masks import MaskTuning, bake_masks, save_masks, share_masked
 from flatminima.reparam.registry import register
 from flatminima.reparam.slot import Reparam
@@ -55,7 +55,8 @@ class RAMT(Reparam):
     its micro-batches and its processes count by, and a is filtered once, before it is clipped; so
     how a step is cut decides nothing. Passes that move the weights along a gradient (SAM's) move
     them along one that is not filtered. U is addressed by seed and step: nothing has to be saved
-    for a run that is resumed.
+    for a run that is resumed. SWA and EMA average the scores, and the masks are those of the mean
+    scores: a mean of masks would be none.
 
     Source: Zheng et al., Regularized Mask Tuning: Uncovering Hidden Knowledge in Pre-trained
     Vision-Language Models, ICCV 2023, arXiv 2307.15049. Theirs is one pass of one process.
@@ -89,12 +90,10 @@ class RAMT(Reparam):
         threshold: float = 0.005,
         seed: int | None = None,
     ) -> None:
-        self.strength = between_0_and_1("strength", strength)
-        self.penalty = _number("penalty", penalty, zero=True)
-        self.temperature = _number("temperature", temperature)
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-            raise InputError(f"seed is {seed!r}: give a whole number of 0 or above")
-        self.seed = torch.initial_seed() if seed is None else seed
+        self.strength = between("strength", strength, 0, 1)
+        self.penalty = between("penalty", penalty, 0)
+        self.temperature = above("temperature", temperature)
+        self.seed = torch.initial_seed() if seed is None else whole("seed", seed, 0)
         # A layer of nn.Sequential is called by a number, which recipes read as one.
         named = None if targets is None else str(targets)
         self.tuning = MaskTuning(model, named, init, threshold)
@@ -196,12 +195,3 @@ class RAMT(Reparam):
         for index, b in enumerate(found):
             before = self._reference[index]
             self._reference[index] = weight * b if before is None else before.add_(b, alpha=weight)
-
-
-def _number(name: str, value: float, *, zero: bool = False) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not (value >= 0 if zero else value > 0) or value == math.inf:
-        raise InputError(
-            f"{name} is {value!r}: give a finite number {'0 or above' if zero else 'above 0'}"
-        )
-    return float(value)

@@ -17,6 +17,8 @@ class Reparam:
         changes_modules: Whether the model has other parameters while it is trained, so that its
             checkpoints are of a reparametrized model; `bake` makes an ordinary one of it.
         freezes_statistics: Whether BatchNorm keeps the statistics that training began with.
+        averages_baked: Whether the mean of the weights along a run (SWA, EMA) is that of the
+            ordinary model; else it is of what is trained, and baked afterwards.
 
     Args:
         model: Its weights as training begins; changed in place where `changes_modules`.
@@ -24,6 +26,7 @@ class Reparam:
 
     changes_modules: ClassVar[bool] = False
     freezes_statistics: ClassVar[bool] = False
+    averages_baked: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

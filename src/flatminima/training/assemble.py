@@ -15,7 +15,6 @@ from flatminima.perturb import NSO, Perturbed, card
 from flatminima.reparam import Reparam
 from flatminima.training.averaging import Average
 from flatminima.training.batches import batches_per_epoch
-from flatminima.training.checks import check_choosing
 from flatminima.training.data.augment import views_of
 from flatminima.training.data.encode import encode
 from flatminima.training.directory import RunDirectory
@@ -23,6 +22,7 @@ from flatminima.training.input_noise import NoisyInputs
 from flatminima.training.logs import Log
 from flatminima.training.methods import perturbed, strength_schedule
 from flatminima.training.minimized import check_gathering, objective
+from flatminima.training.named import check_choosing
 from flatminima.training.optimizers import base_optimizer, lr_scheduler
 from flatminima.training.prepared import Prepared
 from flatminima.training.recipe import Recipe, parse_method
@@ -74,7 +74,7 @@ def assemble(prepared: Prepared, directory: RunDirectory, accelerator: Any) -> R
     if len(data.validation):
         validation = encode(data.validation, data, prepared.built.encoding)
     else:
-        check_choosing(recipe, data)
+        check_choosing(recipe, data.name)
     tuned = None
     if knobs:
         tuned = SelfTunedRun(
@@ -148,6 +148,7 @@ def _average(
         total=total,
         per_epoch=per_epoch,
         frozen_statistics=free.freezes_statistics,
+        bake=free.bake if free.averages_baked else None,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ class Average:
     Statistics of BatchNorm are not averaged: those of the averaged weights are other numbers, and
     `finish` computes them from the data, unless they are frozen.
 
+    Of a reparametrized model the mean is that of the weights which it makes, where `bake` is given,
+    at the cost of a copy of the model each time; else that of what is trained.
+
     Source: Izmailov, Podoprikhin, Garipov, Vetrov, Wilson, "Averaging Weights Leads to Wider Optima
     and Better Generalization", 2018, arXiv 1803.05407.
 
@@ -32,6 +36,7 @@ class Average:
         total: Steps of the run.
         per_epoch: Steps of an epoch.
         frozen_statistics: Whether BatchNorm's are not those of the data at hand, but given.
+        bake: Makes an ordinary model of a copy of `model`; None where it is one.
     """
 
     def __init__(
@@ -43,10 +48,11 @@ class Average:
         total: int,
         per_epoch: int,
         frozen_statistics: bool = False,
+        bake: Callable[[nn.Module], None] | None = None,
     ) -> None:
         rule = None if decay is None else get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        self._model = model
-        self._average = AveragedModel(model, multi_avg_fn=rule)
+        self._model, self._bake = model, bake
+        self._average = AveragedModel(self._ordinary(), multi_avg_fn=rule)
         self._every = per_epoch if decay is None else 1
         self._start, self._total = start, total
         self._frozen_statistics = frozen_statistics
@@ -54,7 +60,7 @@ class Average:
     def after(self, step: int) -> None:
         """Take in the weights after a step, if it is one that counts."""
         if step > self._start and (step % self._every == 0 or step == self._total):
-            self._average.update_parameters(self._model)
+            self._average.update_parameters(self._ordinary())
 
     def finish(self, batches: Iterable[Any], device: torch.device) -> nn.Module:
         """The averaged model, with the BatchNorm statistics of its own weights.
@@ -75,6 +81,13 @@ class Average:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from an average."""
         self._average.load_state_dict(state)
+
+    def _ordinary(self) -> nn.Module:
+        if self._bake is None:
+            return self._model
+        copied = copy.deepcopy(self._model)
+        self._bake(copied)
+        return copied
 
 
 class _Inputs:

@@ -17,9 +17,12 @@ def parse_brackets(asked: str) -> tuple[str, dict[str, Any]]:
         Its name, and its options as numbers, truth values or words.
 
     Raises:
-        InputError: brackets that do not close, or an option without "=".
+        InputError: brackets that do not close, several names, an option without "=", or one given
+            twice.
     """
     name, opened, rest = asked.strip().partition("(")
+    if ")" in rest[:-1]:
+        raise InputError(f"{asked!r}: write one name, and its options as name(option=value)")
     if opened and not rest.endswith(")"):
         raise InputError(f"{asked!r}: write options as name(option=value), not {asked!r}")
     chosen: dict[str, Any] = {}
@@ -27,8 +30,10 @@ def parse_brackets(asked: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = setting.partition("=")
         if not equals:
             raise InputError(f"{asked!r}: write options as name(option=value), not {setting!r}")
+        if key.strip() in chosen:
+            raise InputError(f"{asked!r} sets {key.strip()} twice: leave one out")
         chosen[key.strip()] = literal(value.strip())
-    return name, chosen
+    return name.strip(), chosen
 
 
 def literal(word: str) -> Any:

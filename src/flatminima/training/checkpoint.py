@@ -3,7 +3,8 @@
     checkpoints/last/       the newest
     checkpoints/previous/   the one before, to fall back on
     checkpoints/best/       the best by validation accuracy
-    checkpoints/averaged/   the mean of the weights, of a run that keeps it
+    checkpoints/averaged/   the mean of the weights, of a run that keeps it; of the ordinary model
+                            where the mean is of that (LoRA, companders)
     checkpoints/baked/      the ordinary model, of a run that trained a reparametrized one
 
 Each holds `model.safetensors`, `optimizer.pt` (read with weights_only=True) and `state.json`, with
@@ -28,7 +29,7 @@ from torch import nn
 from flatminima.errors import InputError, require
 from flatminima.files import read_json, write_json
 
-BAKED = "baked"
+AVERAGED, BAKED = "averaged", "baked"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
 
 

@@ -11,15 +11,15 @@ from flatminima.errors import InputError
 from flatminima.objectives import make_objective
 from flatminima.perturb import card, options
 from flatminima.training.brackets import parse_brackets
-from flatminima.training.data.examples import DataSet
 from flatminima.training.data.load import check_augmentation
 from flatminima.training.knobs import asked_knobs, check_data
 from flatminima.training.methods import SHARED_OPTIONS, perturbed, specialize
-from flatminima.training.minimized import check_kind, objective
+from flatminima.training.minimized import check_encoding, check_kind, check_task, objective
+from flatminima.training.named import check_choosing, check_named, known
 from flatminima.training.optimizers import base_optimizer
 from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe, parse_method
-from flatminima.training.reparametrized import check_reparam_named, reparam, self_tuned_knobs
+from flatminima.training.reparametrized import reparam, reparam_named, self_tuned_knobs
 
 
 def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
@@ -37,16 +37,11 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
     for method in methods:
         check_method(recipe, method)
     said = recipe.flat()
-    takes = {method: options(parse_method(method)[0]) for method in methods}
-    for option, default in SHARED_OPTIONS.items():
-        if said[option] != default and not any(option in known for known in takes.values()):
-            raise InputError(
-                f"none of {', '.join(methods)} has an option --{option.replace('_', '-')}"
-            )
+    takes = check_shared(recipe, methods)
     prepared = prepare(recipe.but(pretrain=False, perturb="plain", tune=None, **SHARED_OPTIONS))
     recipes = {}
-    for method, known in takes.items():
-        foreign = {k: v for k, v in SHARED_OPTIONS.items() if k not in known}
+    for method, own in takes.items():
+        foreign = {k: v for k, v in SHARED_OPTIONS.items() if k not in own}
         recipes[method] = recipe.but(perturb=method, **foreign)
         shared = {k: said[k] for k in (*SHARED_OPTIONS, "optimizer", "lr")}
         ready = specialize(prepared.recipe.but(perturb=method, **{**shared, **foreign}))
@@ -54,7 +49,7 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
         ready = ready.resolved(family, random_weights, card(parse_method(method)[0]).base)
         perturbed(base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
         check_augmentation(ready.data.augment, prepared.data)
-        objective(ready, prepared.data)
+        check_encoding(objective(ready, prepared.data), prepared.built.encoding)
         ready = ready.but(tune=ready.tune.tune or said["tune"])
         if ready.tune.tune:
             check_data(asked_knobs(ready), prepared.data)
@@ -62,8 +57,28 @@ def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
         if ready.reparam.reparam != "none":
             reparam(ready, copy.deepcopy(prepared.built.model))
         if not len(prepared.data.validation):
-            check_choosing(ready, prepared.data)
+            check_choosing(ready, prepared.data.name)
     return recipes
+
+
+def check_shared(recipe: Recipe, methods: Sequence[str]) -> dict[str, list[str]]:
+    """Refuse an option that is set for all methods and that none of them has.
+
+    Returns:
+        The options of each.
+
+    Raises:
+        InputError: there is one.
+    """
+    said = recipe.flat()
+    takes = {method: options(parse_method(method)[0]) for method in methods}
+    for option, default in SHARED_OPTIONS.items():
+        if said[option] != default and not any(option in own for own in takes.values()):
+            raise InputError(
+                f"--{option.replace('_', '-')} is an option that none of {', '.join(methods)} has: "
+                "leave it out"
+            )
+    return takes
 
 
 def check_twice(methods: Sequence[str]) -> None:
@@ -85,37 +100,28 @@ def check_method(recipe: Recipe, method: str) -> None:
             have; a value out of range; what the recipe says of its data does not go with it.
     """
     name, _ = parse_method(method)
-    known = options(name)
-    foreign = {k: v for k, v in SHARED_OPTIONS.items() if k not in known}
+    takes = options(name)
+    foreign = {k: v for k, v in SHARED_OPTIONS.items() if k not in takes}
     ready = specialize(recipe.but(perturb=method, **foreign))
     ready = ready.resolved("transformers", True, card(name).base)
     perturbed(base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
-    check_reparam_named(ready)
-    text = ready.data.text_column is not None and ready.data.image_column is None
+    reparam_named(ready)
+    check_named(ready)
+    data = known(ready.data)
     if ready.objective.objective is not None:
         objective_name, given = parse_brackets(ready.objective.objective)
         make_objective(objective_name, **given)
-        if text:
-            check_kind(objective_name, "text", ready.data.data)
-    if text and ready.data.augment != "none":
+        if data.task:
+            check_task(objective_name, data.task, ready.data.data)
+        if data.kind:
+            check_kind(objective_name, data.kind, ready.data.data)
+    if data.kind not in ("", "image", "captioned") and ready.data.augment != "none":
         raise InputError(
-            f"--augment {ready.data.augment} changes images, and --text-column says that "
-            f"{ready.data.data} holds texts: leave it out"
+            f"--augment {ready.data.augment} changes images, and {ready.data.data} holds "
+            f"{data.kind}s: leave it out"
         )
-    if ready.data.task == "regression" and ready.data.label_noise:
+    if data.task not in ("", "classification") and ready.data.label_noise:
         raise InputError(
-            "--label-noise draws classes anew, and --task is regression: leave one out"
-        )
-
-
-def check_choosing(recipe: Recipe, data: DataSet) -> None:
-    """Refuse to choose by validation where there are no validation samples.
-
-    Raises:
-        InputError: the recipe does.
-    """
-    if recipe.loop.keep == "best" or recipe.loop.early_stopping is not None:
-        raise InputError(
-            "--keep best and --early-stopping choose by validation score, and "
-            f"{data.name} has no validation samples: set --validation-fraction"
+            f"--label-noise draws classes anew, and {ready.data.data} is for {data.task}: "
+            "leave it out"
         )

@@ -55,22 +55,14 @@ def asked_knobs(recipe: Recipe) -> dict[str, Knob]:
     knobs: dict[str, Knob] = {}
     tuner = recipe.tune.tuner
     strength = card(parse_method(recipe.perturb.perturb)[0]).strength
-    for word in asked_words(recipe.tune.tune):
-        name, given = parse_brackets(word)
-        name = name.replace("-", "_")
-        if name in knobs:
-            raise InputError(f"--tune names {name} twice: leave one out")
+    for word, name, given in check_knobs_named(recipe.tune.tune or ""):
         if name in ("sigma", "rho"):
             defaults = _strength(recipe, name, strength)
-        elif name in DEFAULTS:
-            defaults = _start_of(recipe, name)
         else:
-            reason = NO_RESPONSE.get(name)
-            why = f": {reason}" if reason else ""
-            raise InputError(f"{unknown('knob of --tune', name, [*DEFAULTS, 'sigma', 'rho'])}{why}")
+            defaults = _start_of(recipe, name)
         if tuner == "maid":
             defaults = _of_the_head(recipe, name, defaults)
-        _check_options(word, name, given, tuner)
+        _check_used(word, given, tuner)
         asked = {**defaults, **given}
         if tuner == "sweep" and 0 < asked["low"] < asked["high"] < math.inf:
             asked["start"] = math.sqrt(asked["low"] * asked["high"])
@@ -98,6 +90,33 @@ def check_tuner_is_used(recipe: Recipe) -> None:
 def asked_words(tune: str | None) -> list[str]:
     """The knobs as they were written, brackets and all."""
     return [word for word in (tune or "").replace("+", ",").split(",") if word.strip()]
+
+
+def check_knobs_named(asked: str) -> list[tuple[str, str, dict[str, float]]]:
+    """The knobs of `--tune`, each as written, its name, and the numbers in its brackets.
+
+    Raises:
+        InputError: a setting that is no knob, or one named twice; an option that knobs do not have,
+            or that is no number.
+    """
+    found: list[tuple[str, str, dict[str, float]]] = []
+    for word in asked_words(asked):
+        name, given = parse_brackets(word)
+        name = name.replace("-", "_")
+        if name in (before for _, before, _ in found):
+            raise InputError(f"--tune names {name} twice: leave one out")
+        known = [*DEFAULTS, "sigma", "rho"]
+        if name not in known:
+            reason = NO_RESPONSE.get(name)
+            why = f": {reason}" if reason else ""
+            raise InputError(f"{unknown('knob of --tune', name, known)}{why}")
+        for option, value in given.items():
+            if option not in OPTIONS["stn"]:
+                raise unknown(f"option of the knob {name} of --tune", option, OPTIONS["stn"])
+            if isinstance(value, str | bool):
+                raise InputError(f"--tune {word}: {option} is {value!r}, give a number")
+        found.append((word, name, given))
+    return found
 
 
 def with_values(recipe: Recipe, values: Mapping[str, float]) -> Recipe:
@@ -144,17 +163,13 @@ def _strength(recipe: Recipe, name: str, strength: str) -> dict[str, Any]:
     return {"start": start, **bounds, "log": True, "shared": True}
 
 
-def _check_options(word: str, name: str, given: Mapping[str, Any], tuner: str) -> None:
-    for option, value in given.items():
-        if option not in OPTIONS["stn"]:
-            raise unknown(f"option of the knob {name}", option, OPTIONS[tuner])
+def _check_used(word: str, given: Mapping[str, Any], tuner: str) -> None:
+    for option in given:
         if option not in OPTIONS[tuner]:
             raise InputError(
                 f"--tune {word}: --tuner {tuner} makes no use of {option}, only of "
                 f"{' and '.join(OPTIONS[tuner])}: leave it out, or take --tuner stn"
             )
-        if isinstance(value, str | bool):
-            raise InputError(f"--tune {word}: {option} is {value!r}, give a number")
 
 
 def _of_the_head(recipe: Recipe, name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from flatminima.training.prepared import Prepared, prepare, restore
 from flatminima.training.recipe import Recipe
 from flatminima.training.threads import fitting_threads
 
-KEPT = {"best": ("best",), "swa": ("averaged",), "ema": ("averaged",)}
+KEPT = {"best": ("best",), "swa": (checkpoint.AVERAGED,), "ema": (checkpoint.AVERAGED,)}
 """The checkpoint that a run is about, by what it keeps; the last where it is not there."""
 
 

@@ -7,8 +7,10 @@ import numpy as np
 from flatminima.errors import InputError
 from flatminima.objectives import (
     AcrossDomains,
+    BackwardCorrection,
     ConR,
     Contrastive,
+    CutMix,
     Objective,
     Supervised,
     make_objective,
@@ -17,9 +19,10 @@ from flatminima.objectives import (
 )
 from flatminima.training.brackets import parse_brackets
 from flatminima.training.data.domains import NAME_DOMAINS as NAMES
+from flatminima.training.data.encode import Encoding
 from flatminima.training.data.examples import DataSet
 from flatminima.training.recipe import Recipe
-from flatminima.training.tasks import task_of
+from flatminima.training.tasks import TASKS, task_of
 
 MIXES = "mixes the numbers of two inputs"
 
@@ -39,13 +42,7 @@ def objective(recipe: Recipe, data: DataSet) -> Objective:
     """
     name, given = parse_brackets(recipe.objective.objective or task_of(data).objective)
     found = make_objective(name, **given)
-    tasks = objective_card(name).tasks
-    if data.task not in tasks and name != parse_brackets(task_of(data).objective)[0]:
-        fitting = [card.name for card in objective_cards() if data.task in card.tasks]
-        raise InputError(
-            f"--objective {name} is a loss of {' or '.join(tasks)}, and "
-            f"{data.name} is a task of {data.task}: take {' or '.join(fitting)}"
-        )
+    check_task(name, data.task, data.name)
     instead = "squared-error" if data.task == "regression" else "label-smoothing"
     check_kind(name, data.kind, data.name, instead)
     one_function = isinstance(found, Supervised) and type(found).__call__ is Supervised.__call__
@@ -54,6 +51,8 @@ def objective(recipe: Recipe, data: DataSet) -> Objective:
             f"--optimizer gns takes its curvature through the outputs, and --objective {name} is "
             "not one criterion of them: take cross-entropy or squared-error"
         )
+    if isinstance(found, BackwardCorrection):
+        found.inverse(data.outputs)  # refuses what labels of so many classes cannot be
     if isinstance(found, AcrossDomains):
         _check_domains(name, found, data)
     if isinstance(found, ConR):
@@ -77,6 +76,21 @@ def check_gathering(minimized: Objective, recipe: Recipe, processes: int) -> Non
         )
 
 
+def check_task(name: str, task: str, source: str) -> None:
+    """Refuse an objective that is not for data of a task.
+
+    Raises:
+        InputError: it is not.
+    """
+    tasks = objective_card(name).tasks
+    if task not in tasks and name != parse_brackets(TASKS[task].objective)[0]:
+        fitting = [card.name for card in objective_cards() if task in card.tasks]
+        raise InputError(
+            f"--objective {name} is a loss of {' or '.join(tasks)}, and "
+            f"{source} is a task of {task}: take {' or '.join(fitting)}"
+        )
+
+
 def check_kind(name: str, kind: str, source: str, instead: str = "label-smoothing") -> None:
     """Refuse an objective that is not for data of a kind.
 
@@ -87,6 +101,19 @@ def check_kind(name: str, kind: str, source: str, instead: str = "label-smoothin
     if kind not in kinds:
         raise InputError(
             f"--objective {name} {why}, and {source} holds {kind}s: take another, such as {instead}"
+        )
+
+
+def check_encoding(minimized: Objective, encoding: Encoding) -> None:
+    """Refuse an objective that needs places in images for a model that is given vectors.
+
+    Raises:
+        InputError: so it is.
+    """
+    if isinstance(minimized, CutMix) and encoding.flatten:
+        raise InputError(
+            "--objective cutmix cuts rectangles out of images, and this model is given them as "
+            "vectors: say --model cnn, or take mixup"
         )
 
 

@@ -13,17 +13,17 @@ from flatminima.perturb import card
 from flatminima.progress import Progress, silent
 from flatminima.training import models
 from flatminima.training.built import Built
-from flatminima.training.checkpoint import BAKED, Checkpoint
+from flatminima.training.checkpoint import AVERAGED, BAKED, Checkpoint
 from flatminima.training.data.examples import DataSet
 from flatminima.training.data.load import load as load_data
 from flatminima.training.knobs import asked_knobs, check_data
 from flatminima.training.language_models import TINY
 from flatminima.training.methods import specialize
-from flatminima.training.minimized import objective
+from flatminima.training.minimized import check_encoding, objective
 from flatminima.training.pretrain import pretrain
 from flatminima.training.prompting import PromptClassifier
 from flatminima.training.recipe import Recipe, parse_method
-from flatminima.training.reparametrized import check_reparam_named, reparam
+from flatminima.training.reparametrized import reparam, reparam_named
 from flatminima.training.tasks import Task, task_of
 from flatminima.training.threads import fitting_threads
 
@@ -61,11 +61,12 @@ def prepare(recipe: Recipe, progress: Progress = silent) -> Prepared:
     seed = recipe.loop.seed
     data = load_data(recipe.data, seed, progress)
     recipe = recipe.but(objective=recipe.objective.objective or task_of(data).objective)
-    objective(recipe, data)
-    check_reparam_named(recipe)
+    minimized = objective(recipe, data)
+    reparam_named(recipe)
     name = recipe.model.model or models.default_model(data)
     torch.manual_seed(seed)
     built = models.build(name, data, new_head=recipe.model.new_head)
+    check_encoding(minimized, built.encoding)
     places = {"data": recipe.data.data, "model": name}
     recipe = recipe.but(**{key: _absolute(place) for key, place in places.items()})
     recipe = recipe.resolved(built.family, built.random_weights, own_base)
@@ -94,7 +95,8 @@ def restore(prepared: Prepared, found: Checkpoint) -> None:
         InputError: the checkpoint is of another model.
     """
     model = prepared.built.model
-    if found.folder.name == BAKED:
+    ordinary = {BAKED, AVERAGED} if reparam_named(prepared.recipe).averages_baked else {BAKED}
+    if found.folder.name in ordinary:
         found.load_model(model)
         return
     with warnings.catch_warnings():

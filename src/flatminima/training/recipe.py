@@ -186,9 +186,17 @@ def read(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first = " ".join(str(error).split())
-        raise InputError(f"the recipe {path} is not valid YAML: {first}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"the recipe {path} is no text in UTF-8: save it as that") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"the recipe {path}" if mark is None else f"{path}, line {mark.line + 1}"
+        what = getattr(error, "problem", None) or " ".join(str(error).split())
+        if mark is not None and getattr(error, "context_mark", None) is not None:
+            what += f", {error.context} in line {error.context_mark.line + 1}"
+        if "\\t" in what:
+            what += "; indent by spaces, not by tabs"
+        raise InputError(f"{where}: not valid YAML: {what}") from error
     content = {} if content is None else content
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"the recipe {path} must be a mapping of names to values, as `lr: 0.05`")
@@ -226,6 +234,8 @@ def _cast(name: str, value: Any, kind: Any) -> Any:
             except (TypeError, ValueError, OverflowError):
                 what = "a whole number" if number is int else "a number"
                 raise InputError(f"{flag(name)} is {value!r}: give {what}") from None
+    if isinstance(value, list | tuple | Mapping):
+        raise InputError(f"{flag(name)} is {value!r}: give one value")
     return str(value)
 
 

@@ -41,11 +41,11 @@ def self_tuned_knobs(recipe: Recipe) -> dict[str, Knob]:
     return asked_knobs(recipe)
 
 
-def check_reparam_named(recipe: Recipe) -> None:
-    """Refuse a reparametrization that does not exist, or options that it does not have.
+def reparam_named(recipe: Recipe) -> type[Reparam]:
+    """The class of the reparametrization that a recipe names.
 
     Raises:
-        InputError: as said.
+        InputError: there is none of that name, or it does not have the options.
     """
     name, given = parse_brackets(recipe.reparam.reparam)
-    check_reparam(name, **given)
+    return check_reparam(name, **given)

@@ -160,7 +160,7 @@ def _train_and_measure(
     elif run.average is not None:
         model = run.average.finish(loop.full_batches(run), accelerator.device)
         checkpoint.save(
-            directory.checkpoints / "averaged",
+            directory.checkpoints / checkpoint.AVERAGED,
             model,
             None,
             {"step": state.step},

@@ -9,6 +9,7 @@ import pytest
 
 from flatminima.errors import InputError
 from flatminima.training.data import SOURCES, DataSet, DataSpec, load, pydocs
+from flatminima.training.data.builtin import builtin
 
 SEEN: list[tuple[str, int, int]] = []
 
@@ -122,6 +123,35 @@ def test_pydocs_drops_near_copies_and_short_texts() -> None:
         re.compile("zzz"),
     )
     assert kept == {"a": [text], "b": []}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "arithmetic(train=4;validation=2;test=2;source=0)",
+        "cosines",
+        "diabetes",
+        "digits",
+        "glyphs",
+        "matrix-sensing(d=4;rank=1;measurements=8)",
+        "pydocs",
+        "rotated-digits",
+        "scene-classes(shots=1;source=2)",
+        "scene-classes(shots=1;source=2;novel=0)",
+        "scenes(images=4)",
+        "two-bits",
+    ],
+)
+def test_what_is_known_of_data_beforehand_is_so(name: str) -> None:
+    said = builtin(name)
+    assert said is not None
+    raw = said.load(DataSpec(name), 0, lambda *state: None)
+    assert (said.kind, said.task) == (raw.kind, raw.task)
+    if said.validation is None:
+        assert len(raw.splits["validation"])
+    else:
+        assert "validation" not in raw.splits
+        assert said.validation == raw.validation_fraction
 
 
 def test_pydocs_without_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flatminima.errors import InputError
-from flatminima.objectives.registry import between
+from flatminima.objectives.options import between
 
 ROUNDING = 1e-9
 """16 * (1 - 0.9) is a little less than 1.6, and 10 * (1 - 0.9) than 1."""

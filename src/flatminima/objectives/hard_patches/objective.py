@@ -14,7 +14,8 @@ from flatminima.errors import InputError, unknown
 from flatminima.objectives.hard_patches.losses import absolute_loss, patch_losses, relative_loss
 from flatminima.objectives.hard_patches.masks import HardPatchMasker, fold_scores
 from flatminima.objectives.hard_patches.outputs import PatchOutput
-from flatminima.objectives.registry import below, register
+from flatminima.objectives.options import below, between
+from flatminima.objectives.registry import register
 from flatminima.objectives.remembering import Remembering, Setting
 from flatminima.objectives.supervised import Batch
 
@@ -95,7 +96,7 @@ class HardPatchesMining(Remembering):
     ) -> None:
         super().__init__()
         self.masker = HardPatchMasker(ratio, alpha)
-        self.weight = below("weight", weight, 0)
+        self.weight = between("weight", weight, 0)
         if ranking not in RANKINGS:
             raise unknown("ranking", ranking, RANKINGS)
         if score not in SCORES:

@@ -44,7 +44,7 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
         InputError: an option that there is not, a size that is no positive whole number, or more
             problems than there are.
     """
-    setting = _setting(spec.data)
+    setting = setting_of(spec.data)
     steps = int(setting["steps"])
     progress("drawing problems", 0, 1)
     numbers = stream(seed, "arithmetic")
@@ -103,7 +103,12 @@ def _unlike(numbers: np.random.Generator, steps: int, seen: set[str]) -> Triple:
             return found
 
 
-def _setting(asked: str) -> dict[str, Any]:
+def setting_of(asked: str) -> dict[str, Any]:
+    """The options in brackets, those that are left out as by default.
+
+    Raises:
+        InputError: as `load`.
+    """
     _, given = parse_brackets(asked)
     for name, value in given.items():
         if name not in SETTING:

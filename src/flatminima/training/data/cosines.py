@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flatminima.errors import InputError
+from flatminima.errors import InputError, unknown
 from flatminima.progress import Progress
 from flatminima.training.brackets import parse_brackets
 from flatminima.training.data.examples import Examples, Raw
@@ -26,13 +26,7 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
     Raises:
         InputError: a size is no positive whole number.
     """
-    _, given = parse_brackets(spec.data)
-    sizes = {**SETTING, **given}
-    for name, value in sizes.items():
-        if name not in SETTING:
-            raise InputError(f"cosines has no option {name!r}: {', '.join(SETTING)}")
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"the {name} of cosines is {value!r}: give a positive whole number")
+    sizes = setting_of(spec.data)
     numbers = stream(seed, "cosines")
     shape = (sizes["terms"], sizes["d"])
     terms = (numbers.standard_normal(shape) / np.sqrt(sizes["d"])).astype(np.float32)
@@ -47,3 +41,18 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
         details={"range": float(2 * np.abs(coefficients).mean())},
         task="cosines",
     )
+
+
+def setting_of(asked: str) -> dict[str, int]:
+    """The options in brackets, those that are left out as by default.
+
+    Raises:
+        InputError: as `load`.
+    """
+    _, given = parse_brackets(asked)
+    for name, value in given.items():
+        if name not in SETTING:
+            raise unknown("option of cosines", name, SETTING)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"the {name} of cosines is {value!r}: give a positive whole number")
+    return {**SETTING, **given}

@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 from flatminima.errors import InputError, unknown
 from flatminima.training.data.examples import Examples, Inputs, Raw
 
-NAME_DOMAINS = "name them by --domain-column, or give a folder for each and --domain-folders"
+NAME_DOMAINS = (
+    "take rotated-digits or two-bits, which have some, or data of your own: a table with "
+    "--domain-column, or a folder of images for each domain with --domain-folders"
+)
+"""How to come by domains; of other data none can be named."""
 
 
 def encode_domains(

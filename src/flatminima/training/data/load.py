@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flatminima.errors import InputError, unknown
 from flatminima.progress import Progress, silent
-from flatminima.training.data import (
-    arithmetic,
-    cosines,
-    diabetes,
-    digits,
-    folder,
-    glyphs,
-    hub,
-    matrix_sensing,
-    pydocs,
-    rotated_digits,
-    scenes,
-    table,
-    two_bits,
-)
+from flatminima.training.data import folder, hub, table
+from flatminima.training.data.builtin import BUILTIN, Source, builtin
 from flatminima.training.data.domains import NAME_DOMAINS, leave_out, per_domain
 from flatminima.training.data.examples import DataSet, Examples, Raw, Targets, fingerprint
 from flatminima.training.data.label_noise import add_label_noise
@@ -37,21 +24,7 @@ from flatminima.training.data.splits import by_count, cut, subsample
 from flatminima.training.data.streams import stream
 from flatminima.training.data.vectors import standardize
 
-Source: TypeAlias = Callable[[DataSpec, int, Progress], Raw]
-
-SOURCES: dict[str, Source] = {
-    "arithmetic": arithmetic.load,
-    "cosines": cosines.load,
-    "diabetes": diabetes.load,
-    "digits": digits.load,
-    "glyphs": glyphs.load,
-    "matrix-sensing": matrix_sensing.load,
-    "pydocs": pydocs.load,
-    "scene-classes": scenes.load_classes,
-    "scenes": scenes.load,
-    "rotated-digits": rotated_digits.load,
-    "two-bits": two_bits.load,
-}
+SOURCES: dict[str, Source] = {name: found.load for name, found in BUILTIN.items()}
 """The built-in data sets, by name; some take options in brackets."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
@@ -167,7 +140,9 @@ def check_domains(spec: DataSpec, raw: Raw) -> None:
     asked = spec.domain_column or spec.domain_folders
     if asked and not raw.domains:
         flag, of = ("column", "tables") if spec.domain_column else ("folders", "folders of images")
-        raise InputError(f"--domain-{flag} is for {of}, and {raw.name} is none: leave it out")
+        raise InputError(
+            f"--domain-{flag} is for {of}, and {raw.name} is none: leave it out, or give such data"
+        )
     if asked and len(raw.domains) == 1:
         raise InputError(
             f"{raw.name} has the single domain {raw.domains[0]!r}: give data of two or more, or "
@@ -192,10 +167,11 @@ def find_source(data: str) -> Source:
     """The source that reads `data`: a built-in name, a path, or a Hugging Face id.
 
     Raises:
-        InputError: it is none of them.
+        InputError: it is none of them, or has options that a built-in one does not have.
     """
-    if data.partition("(")[0] in SOURCES:
-        return SOURCES[data.partition("(")[0]]
+    own = builtin(data)
+    if own is not None:
+        return own.load
     path = Path(data).expanduser()
     try:
         if path.is_dir():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flatminima.errors import InputError
+from flatminima.errors import InputError, unknown
 from flatminima.progress import Progress
 from flatminima.training.brackets import parse_brackets
 from flatminima.training.data.examples import Examples, Raw
@@ -30,7 +30,7 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
     Raises:
         InputError: a size is no positive whole number, or the rank is above d.
     """
-    d, rank, count = _sizes(spec.data)
+    d, rank, count = setting_of(spec.data)
     progress("drawing measurements", 0, 1)
     numbers = stream(seed, "matrix-sensing")
     factor = numbers.standard_normal((d, rank))
@@ -70,12 +70,17 @@ def _measurement(
     return doubled.astype(np.float32)
 
 
-def _sizes(asked: str) -> tuple[int, int, int]:
+def setting_of(asked: str) -> tuple[int, int, int]:
+    """d, rank and the number of measurements, as in brackets.
+
+    Raises:
+        InputError: as `load`.
+    """
     _, given = parse_brackets(asked)
     sizes = {**SETTING, **given}
     for name, value in sizes.items():
         if name not in SETTING:
-            raise InputError(f"matrix-sensing has no option {name!r}: {', '.join(SETTING)}")
+            raise unknown("option of matrix-sensing", name, SETTING)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise InputError(f"matrix-sensing's {name} is {value!r}: give a positive whole number")
     if sizes["rank"] > sizes["d"]:

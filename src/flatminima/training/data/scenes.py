@@ -85,10 +85,8 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
     Raises:
         InputError: an option that there is not, or out of its range.
     """
-    options = _options("scenes", spec.data, SETTING)
-    objects = _whole("scenes", "objects", options, 1, 2)
-    images = _whole("scenes", "images", options, 2, 10**6)
-    novel = novel_classes(_whole("scenes", "novel", options, 0, 5))
+    objects, images, of_shape = setting_of(spec.data)
+    novel = novel_classes(of_shape)
     numbers = stream(seed, "scenes")
     progress("drawing scenes", 0, 1)
     base = [c for c in range(len(CLASSES)) if c not in novel]
@@ -122,13 +120,8 @@ def load_classes(spec: DataSpec, seed: int, progress: Progress) -> Raw:
     Raises:
         InputError: an option that there is not, or out of its range.
     """
-    options = _options("scene-classes", spec.data, OF_CLASSES)
-    shots = _whole("scene-classes", "shots", options, 1, 10**5)
-    novel = novel_classes(_whole("scene-classes", "novel", options, 0, 5))
-    source = _whole("scene-classes", "source", options, 2, 10**6)
-    if options["style"] not in STYLES:
-        raise unknown("style of scene-classes", str(options["style"]), STYLES)
-    outlined = options["style"] == "outlined"
+    shots, of_shape, source, style = setting_of_classes(spec.data)
+    novel, outlined = novel_classes(of_shape), style == "outlined"
     numbers = stream(seed, "scene-classes")
     progress("drawing scenes", 0, 1)
     everything = np.arange(len(CLASSES))
@@ -154,7 +147,7 @@ def load_classes(spec: DataSpec, seed: int, progress: Progress) -> Raw:
         splits=splits,
         source=pretraining,
         validation_fraction=0.0,
-        details={"shots": shots, "style": options["style"], "novel": [CLASSES[c] for c in novel]},
+        details={"shots": shots, "style": style, "novel": [CLASSES[c] for c in novel]},
         task="base-to-novel" if novel else "classification",
         prompts=PROMPTS,
         novel=novel,
@@ -240,6 +233,38 @@ def _picture(
         picture += cover * (paint[:, None, None] - picture)
     picture += 0.06 * numbers.standard_normal(picture.shape)
     return picture.clip(0, 1).astype(np.float32)
+
+
+def setting_of(asked: str) -> tuple[int, int, int]:
+    """Objects, images and novel colours of a shape, as `load` has them in brackets.
+
+    Raises:
+        InputError: as `load`.
+    """
+    options = _options("scenes", asked, SETTING)
+    return (
+        _whole("scenes", "objects", options, 1, 2),
+        _whole("scenes", "images", options, 2, 10**6),
+        _whole("scenes", "novel", options, 0, 5),
+    )
+
+
+def setting_of_classes(asked: str) -> tuple[int, int, int, str]:
+    """Shots, novel colours of a shape, size of the source, and style, as `load_classes` has them.
+
+    Raises:
+        InputError: as `load_classes`.
+    """
+    options = _options("scene-classes", asked, OF_CLASSES)
+    style = str(options["style"])
+    if style not in STYLES:
+        raise unknown("style of scene-classes", style, STYLES)
+    return (
+        _whole("scene-classes", "shots", options, 1, 10**5),
+        _whole("scene-classes", "novel", options, 0, 5),
+        _whole("scene-classes", "source", options, 2, 10**6),
+        style,
+    )
 
 
 def _options(name: str, asked: str, known: dict[str, Any]) -> dict[str, Any]:

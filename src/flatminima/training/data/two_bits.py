@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flatminima.errors import InputError
+from flatminima.errors import InputError, unknown
 from flatminima.progress import Progress
 from flatminima.training.brackets import parse_brackets
 from flatminima.training.data.domains import joined
@@ -34,7 +34,7 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
     Raises:
         InputError: an option that it does not have, or out of its range.
     """
-    samples, flip, noise = _options(spec.data)
+    samples, flip, noise = setting_of(spec.data)
     progress("drawing bits", 0, 1)
     numbers = stream(seed, "two-bits")
 
@@ -63,12 +63,17 @@ def load(spec: DataSpec, seed: int, progress: Progress) -> Raw:
     )
 
 
-def _options(asked: str) -> tuple[int, float, float]:
+def setting_of(asked: str) -> tuple[int, float, float]:
+    """Samples, flip and noise, as in brackets.
+
+    Raises:
+        InputError: as `load`.
+    """
     _, given = parse_brackets(asked)
     chosen = {**SETTING, **given}
     for name, value in chosen.items():
         if name not in SETTING:
-            raise InputError(f"two-bits has no option {name!r}: {', '.join(SETTING)}")
+            raise unknown("option of two-bits", name, SETTING)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         least, most = (2, 10**7) if name == "samples" else (0, 1 if name == "flip" else 1e3)
         whole = name != "samples" or isinstance(value, int)
