@@ -1,8 +1,9 @@
-"""What users give to functions and estimators, and what is said of what cannot be."""
+"""What users give to functions, methods and estimators, and what is said of what cannot be."""
 
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,30 +14,45 @@ from torch import Tensor, nn
 from flatminima.errors import InputError, unknown
 
 
-def whole(name: str, value: Any, least: int) -> int:
-    """A whole number of `least` or above, or an `InputError`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise InputError(f"{name} is {value!r}: give a whole number of {least} or above")
+def between(name: str, value: Any, low: float, high: float = math.inf) -> float:
+    """A finite number from `low` to `high`, both of them included, or an `InputError`."""
+    open_ended = high == math.inf
+    bound = f"finite number {low:g} or above" if open_ended else f"number from {low:g} to {high:g}"
+    return _checked(name, value, _is_finite(value) and low <= value <= high, bound)
+
+
+def below(name: str, value: Any, low: float, high: float) -> float:
+    """A number of a range without its upper end, or an `InputError`."""
+    fits = _is_finite(value) and low <= value < high
+    return _checked(name, value, fits, f"finite number in [{low:g}, {high:g})")
+
+
+def above(name: str, value: Any, low: float = 0, high: float = math.inf) -> float:
+    """A finite number of a range without its lower end, or an `InputError`."""
+    most = "" if high == math.inf else f" and not above {high:g}"
+    fits = _is_finite(value) and low < value <= high
+    return _checked(name, value, fits, f"finite number above {low:g}{most}")
+
+
+def finite(name: str, value: Any) -> float:
+    """Any finite number, or an `InputError`."""
+    return _checked(name, value, _is_finite(value), "finite number")
+
+
+def whole(name: str, value: Any, least: int = 1, of: str = "") -> int:
+    """A whole number of `least` or above, or an `InputError`; `of` is what it counts."""
+    good = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not good or value < least:
+        kind = f"of {of}, {least} or above" if of else f"of {least} or above"
+        raise InputError(f"{name} is {value!r}: give a whole number {kind}")
     return int(value)
 
 
-def number(
-    name: str,
-    value: Any,
-    low: float = -math.inf,
-    high: float = math.inf,
-    *,
-    with_low: bool = False,
-) -> float:
-    """A finite number in (low, high], and with `with_low` low itself, or an `InputError`."""
-    real = not isinstance(value, bool) and isinstance(value, int | float | np.number)
-    inside = real and math.isfinite(value) and (low < value or (with_low and value == low))
-    if not inside or value > high:
-        above = f" of {low:g} or above" if with_low else f" above {low:g}"
-        finite, above = ("", above) if math.isfinite(low) else ("finite ", "")
-        most = "" if high == math.inf else f" and not above {high:g}"
-        raise InputError(f"{name} is {value!r}: give a {finite}number{above}{most}")
-    return float(value)
+def truth(name: str, value: Any) -> bool:
+    """What is true or false, or an `InputError`: a word such as "no" would count as true."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} is {value!r}: give true or false")
+    return value
 
 
 def chosen(kind: str, name: Any, known: Iterable[str]) -> Any:
@@ -87,3 +103,15 @@ def kind_of(given: Any) -> str:
         return f"the class {given.__name__}"
     plain = given is None or isinstance(given, str | int | float)
     return repr(given) if plain else f"a {type(given).__name__}"
+
+
+def _is_finite(value: Any) -> bool:
+    # A truth value is a number to Python, and so would be 1.
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def _checked(name: str, value: Any, fits: bool, bound: str) -> float:
+    if not fits:
+        raise InputError(f"{name} is {value!r}: give a {bound}")
+    return float(value)

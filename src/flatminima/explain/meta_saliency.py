@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatminima.arguments import function, network, number
+from flatminima.arguments import between, function, network
 from flatminima.errors import InputError
 from flatminima.explain import samples
 from flatminima.explain.predicting import predicted, scores
@@ -63,7 +63,7 @@ def meta_saliency(
     """
     function("attribute", attribute)
     network(model)
-    number("lr", lr, 0, with_low=True)
+    between("lr", lr, 0)
     first = samples.first(inputs)
     classes = samples.targets(target, len(first), first.device)
     if classes is None:

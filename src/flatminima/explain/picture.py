@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flatminima.arguments import floats, number
+from flatminima.arguments import above, floats
 from flatminima.errors import InputError, require
 
 Pixels = NDArray[np.uint8]
@@ -39,7 +39,7 @@ def overlay(
     Raises:
         InputError: a map of another size than the image; a power of 0 or below.
     """
-    number("power", power, 0)
+    above("power", power)
     grey, shown = _plane("image", image), _plane("map", saliency)
     if grey.shape != shown.shape:
         raise InputError(

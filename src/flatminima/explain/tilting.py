@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flatminima.arguments import floats, number
+from flatminima.arguments import finite, floats
 from flatminima.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -186,8 +186,8 @@ def tilt(
     Raises:
         InputError: shapes that do not fit, or a direction parallel to w.
     """
-    number("phi", phi)
-    number("c", c)
+    finite("phi", phi)
+    finite("c", c)
     weight, towards = _checked(w, b, np.atleast_2d(floats("direction", direction)))
     length = float(np.linalg.norm(weight))
     unit, v = weight / length, towards[0]

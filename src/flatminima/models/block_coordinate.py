@@ -14,7 +14,7 @@ from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from flatminima.arguments import number, whole
+from flatminima.arguments import between, whole
 from flatminima.errors import InputError
 from flatminima.optim.block_coordinate import GreedyBCD, LeastSquares, Logistic, Softmax
 
@@ -59,9 +59,9 @@ class _Linear(BaseEstimator):  # type: ignore[misc]
 
         Dense columns are centered, so that the intercept does not slow the coefficients down.
         """
-        l1, l2 = (number(name, getattr(self, name), 0, with_low=True) for name in ("l1", "l2"))
+        l1, l2 = (between(name, getattr(self, name), 0) for name in ("l1", "l2"))
         block_size = whole("block_size", self.block_size, 1)
-        most, tol = whole("max_iter", self.max_iter, 1), number("tol", self.tol, 0, with_low=True)
+        most, tol = whole("max_iter", self.max_iter, 1), between("tol", self.tol, 0)
         samples, features = X.shape
         mean = np.zeros(features)
         if self.fit_intercept and sparse.issparse(X):

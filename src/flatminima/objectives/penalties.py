@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flatminima.arguments import between
 from flatminima.cards import Card
 from flatminima.errors import InputError
-from flatminima.objectives.options import between
 from flatminima.objectives.registry import register
 from flatminima.objectives.supervised import Batch, Supervised
 

@@ -17,7 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
-from flatminima.arguments import number, whole
+from flatminima.arguments import above, between, whole
 from flatminima.errors import InputError
 from flatminima.models.boosted_networks.boosting import Boosted, boost
 from flatminima.models.boosted_networks.losses import Binary, Floats, Loss, Multiclass, Squares
@@ -99,9 +99,9 @@ class _BoostedNetwork(BaseEstimator):  # type: ignore[misc]
         settings: dict[str, Any] = {
             "stages": self.units // per_step,
             "units_per_step": per_step,
-            "learning_rate": number("learning_rate", self.learning_rate, 0, np.inf),
-            "subsample": number("subsample", self.subsample, 0, 1),
-            "alpha": number("alpha", self.alpha, 0, np.inf, with_low=True),
+            "learning_rate": above("learning_rate", self.learning_rate),
+            "subsample": above("subsample", self.subsample, 0, 1),
+            "alpha": between("alpha", self.alpha, 0),
             "max_iter": whole("max_iter", self.max_iter, 1),
             "monotone": self.monotone,
             "random": check_random_state(self.random_state),
@@ -109,7 +109,7 @@ class _BoostedNetwork(BaseEstimator):  # type: ignore[misc]
         }
         held = None
         if self.validation_fraction is not None:
-            part = number("validation_fraction", self.validation_fraction, 0, 1)
+            part = above("validation_fraction", self.validation_fraction, 0, 1)
             if part == 1:
                 raise InputError("validation_fraction is 1, which leaves nothing to train on")
             try:

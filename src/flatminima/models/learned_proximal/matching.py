@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flatminima.arguments import function, number, whole
+from flatminima.arguments import above, function, whole
 from flatminima.errors import InputError
 from flatminima.objectives import Batch, Objective, Supervised
 
@@ -39,7 +39,7 @@ class ProximalMatching:
     """
 
     def __init__(self, gamma: float) -> None:
-        self.gamma = number("gamma", gamma, 0)
+        self.gamma = above("gamma", gamma)
         self._supervised = Supervised(self.loss)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -77,7 +77,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         whole("steps", self.steps, 1)
-        number("lr", self.lr, 0)
+        above("lr", self.lr)
         function("objective", self.objective)
 
     @property
@@ -115,8 +115,8 @@ def proximal_schedule(
         raise InputError(f"steps={steps} and stages={stages}: give each stage a step at least")
     if start is not None:
         whole("start", start, 0)
-    last = 0.08 * math.sqrt(dim) if gamma is None else number("gamma", gamma, 0)
-    number("lr", lr, 0)
+    last = 0.08 * math.sqrt(dim) if gamma is None else above("gamma", gamma)
+    above("lr", lr)
     ends = [steps * k // stages for k in range(stages + 1)]
     matching = [
         Stage(ends[k + 1] - ends[k], lr / 10, ProximalMatching(last * 2 ** (stages - 1 - k)))

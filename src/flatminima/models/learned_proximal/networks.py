@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flatminima.arguments import kind_of, number, tensor, whole
+from flatminima.arguments import above, between, kind_of, tensor, whole
 from flatminima.errors import InputError
 from flatminima.models.learned_proximal.proximal import LearnedProximal
 
@@ -49,7 +49,7 @@ class LPN(LearnedProximal):
     ) -> None:
         super().__init__()
         self.dim, self.free_mean = whole("dim", dim, 1), free_mean
-        self.beta, self.alpha = number("beta", beta, 0), number("alpha", alpha, 0, with_low=True)
+        self.beta, self.alpha = above("beta", beta), between("alpha", alpha, 0)
         hidden, layers = whole("hidden", hidden, 1), whole("layers", layers, 1)
         self.least = min(2 * self.alpha, 1.0) if free_mean else 2 * self.alpha
         self.skips = nn.ModuleList(nn.Linear(dim, hidden) for _ in range(layers))
@@ -119,7 +119,7 @@ class ConvLPN(LearnedProximal):
         if whole("kernel", kernel, 1) % 2 == 0:
             raise InputError(f"kernel is {kernel}: a convolution with a centre needs an odd side")
         self.channels, self.kernel = whole("channels", channels, 1), kernel
-        self.beta, self.alpha = number("beta", beta, 0), number("alpha", alpha, 0, with_low=True)
+        self.beta, self.alpha = above("beta", beta), between("alpha", alpha, 0)
         hidden, layers = whole("hidden", hidden, 1), whole("layers", layers, 1)
         self.least = 2 * self.alpha
         self.skips = nn.ModuleList(nn.Conv2d(channels, hidden, kernel) for _ in range(layers))

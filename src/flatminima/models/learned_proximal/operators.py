@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatminima.arguments import function, number, tensor, whole
+from flatminima.arguments import above, function, tensor, whole
 from flatminima.errors import InputError
 
 Map = Callable[[Tensor], Tensor]
@@ -120,7 +120,7 @@ def blurring(std: float) -> LinearMap:
     Raises:
         InputError: std is not above 0.
     """
-    number("the blur's std", std, 0)
+    above("the blur's std", std)
 
     def blur(x: Tensor) -> Tensor:
         if x.dim() != 4:

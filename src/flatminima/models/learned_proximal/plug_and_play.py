@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatminima.arguments import function, kind_of, number, tensor, whole
+from flatminima.arguments import above, between, function, kind_of, tensor, whole
 from flatminima.errors import InputError, require
 from flatminima.models.learned_proximal.operators import LinearMap, nearest
 from flatminima.models.learned_proximal.proximal import LearnedProximal
@@ -221,7 +221,7 @@ def _run(
     turns: Turns, x: Tensor, name: str, steps: int, tolerance: float, progress: Progress
 ) -> Restored:
     whole("steps", steps, 1)
-    number("tolerance", tolerance, 0, with_low=True)
+    between("tolerance", tolerance, 0)
     objective, change, stopped = [], [], "steps"
     with torch.no_grad():
         for done in range(1, steps + 1):
@@ -323,5 +323,5 @@ def _weight(denoiser: Denoiser, weight: float | None, noise: float | None) -> fl
             raise InputError(
                 "the denoiser has no sigma that noise could be compared with: give weight"
             )
-        return (sigma / number("noise", noise, 0)) ** 2
-    return number("weight", weight, 0)
+        return (sigma / above("noise", noise)) ** 2
+    return above("weight", weight)

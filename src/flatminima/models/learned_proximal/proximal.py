@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flatminima.arguments import number, tensor, whole
+from flatminima.arguments import between, tensor, whole
 from flatminima.errors import InputError
 from flatminima.models.learned_proximal.inversion import Prior, invert
 
@@ -124,7 +124,7 @@ class LearnedProximal(nn.Module):
         if not len(x) or not bool(x.isfinite().all()):
             raise InputError("there are no samples, or some are not finite: give finite ones")
         whole("steps", steps, 0)
-        return invert(self, x, steps, number("tolerance", tolerance, 0, with_low=True))
+        return invert(self, x, steps, between("tolerance", tolerance, 0))
 
     def extra_repr(self) -> str:
         """The noise it was trained on."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatminima.arguments import function, kind_of, network, number, tensor, whole
+from flatminima.arguments import above, function, kind_of, network, tensor, whole
 from flatminima.errors import InputError, require
 from flatminima.models.learned_proximal.matching import ProximalMatching, Stage, proximal_schedule
 from flatminima.models.learned_proximal.proximal import LearnedProximal
@@ -101,7 +101,7 @@ def fit_lpn(
             far larger than sigma; a number out of its range; a network without weights, or one that
             does not give back the shape of the samples; a gamma so small that its gradient is 0.
     """
-    number("sigma", sigma, 0)
+    above("sigma", sigma)
     whole("batch", batch, 1)
     first = next(network(net).parameters(), None)
     if first is None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatminima.arguments import floats, number, tensor, whole
+from flatminima.arguments import above, floats, tensor, whole
 from flatminima.errors import InputError
 from flatminima.models.wide_and_deep.series import above_lowest, hermite_coefficients
 
@@ -113,7 +113,7 @@ class DualActivation:
         Raises:
             InputError: a is not above 0, or above 200.
         """
-        a = number("a", a, 0, 200)
+        a = above("a", a, 0, 200)
         k = np.arange(1, 1000, 2)
         logs = k * math.log(a) - np.array([math.lgamma(n + 1.0) for n in k])
         squares = np.zeros(1000)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from flatminima.arguments import chosen, number, whole
+from flatminima.arguments import above, chosen, whole
 from flatminima.errors import InputError
 from flatminima.models.wide_and_deep.activations import DualActivation, optimal_activation
 from flatminima.models.wide_and_deep.chunks import intrinsic_dimension, nearest_two
@@ -272,7 +272,7 @@ class HilbertKernelClassifier(KernelVote):
         """
         inputs, labels = validate_data(self, X, y, dtype=np.float64)
         given = inputs.shape[1] if self.dimension is None else self.dimension
-        self.dimension_ = number("dimension", given, 0, math.inf)
+        self.dimension_ = above("dimension", given)
         self.coefficients_ = self._labels(labels)
         self._chunks().size(len(inputs))
         self.points_ = inputs

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatminima.arguments import kind_of, tensor, whole
+from flatminima.arguments import between, kind_of, tensor, whole
 from flatminima.errors import InputError
-from flatminima.objectives.options import between
 
 ROUNDING = 1e-9
 """16 * (1 - 0.9) is a little less than 1.6, and 10 * (1 - 0.9) than 1."""

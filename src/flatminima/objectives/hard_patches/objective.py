@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from flatminima.arguments import chosen
+from flatminima.arguments import below, between, chosen
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.hard_patches.losses import absolute_loss, patch_losses, relative_loss
 from flatminima.objectives.hard_patches.masks import HardPatchMasker, fold_scores
 from flatminima.objectives.hard_patches.outputs import PatchOutput
-from flatminima.objectives.options import below, between
 from flatminima.objectives.registry import register
 from flatminima.objectives.remembering import Remembering, Setting
 from flatminima.objectives.supervised import Batch
