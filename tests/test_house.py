@@ -294,8 +294,10 @@ def test_the_comparisons_page_shows_the_committed_results(name):
 def test_public_names_exist():
     import flatminima
 
+    assert {"NSO", "curvature", "InputError"} <= set(flatminima.__all__)
     for name in flatminima.__all__:
         assert getattr(flatminima, name) is not None
+        assert name in dir(flatminima)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         flatminima.nothing  # noqa: B018
 
