@@ -186,6 +186,8 @@ def read(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except RecursionError as error:
+        raise InputError(f"the recipe {path} is nested too deeply: it is a flat mapping") from error
     except UnicodeDecodeError as error:
         raise InputError(f"the recipe {path} is no text in UTF-8: save it as that") from error
     except yaml.YAMLError as error:
