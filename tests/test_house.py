@@ -30,7 +30,7 @@ MAY_KNOW = {
     "perturb": {"cards", "errors", "optim"},
     "optim": {"cards", "errors", "progress", "objectives", "measure"},
     "objectives": {"arguments", "cards", "errors"},
-    "reparam": {"cards", "errors", "files", "objectives"},
+    "reparam": {"arguments", "cards", "errors", "files", "objectives"},
     "tuning": {"cards", "progress", "student", *CORE_BELOW},
     "models": {"arguments", "cards", "files", "progress", "student", *CORE_BELOW},
     "explain": {"arguments", "cards", "progress", "student", *CORE_BELOW},
