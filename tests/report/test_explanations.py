@@ -4,7 +4,7 @@ import pytest
 
 from flatminima.report import html, read
 from flatminima.report.explanations import explanations
-from report.conftest import png, write, write_study
+from report.conftest import png, write, write_run, write_study
 
 
 def explained(degrees: float, *, images: int = 2, predicted: str = "dog") -> dict:
@@ -92,6 +92,17 @@ def test_the_plane_is_drawn_with_its_boundary(folder):
     boundary = next(trace for trace in figure.data if trace["name"] == "boundary")
     for x, y in zip(boundary["x"], boundary["y"], strict=True):
         assert 0.8 * x + 0.6 * y + 0.1 == pytest.approx(0, abs=1e-3)
+
+
+def test_runs_of_one_method_and_several_recipes_are_each_shown_by_name(tmp_path):
+    for name, degrees in (("a", 40.0), ("b", 10.0)):
+        write_run(tmp_path / name, "plain", 0, 0.5)
+        write(tmp_path / name / "explain.json", explained(degrees, images=1))
+    _, tabs, gallery = explanations(read([tmp_path / "a", tmp_path / "b"])).blocks
+    names = [f"plain ({tmp_path / name})" for name in ("a", "b")]
+    assert list(tabs.views) == names
+    told = [f"{name}, seed 0: map" for name in names]
+    assert [s.lines[0] for s in gallery.samples] == ["label: cat", *told]
 
 
 def test_without_its_files_there_is_no_section(study):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +227,8 @@ def _from_runs(targets: Sequence[Path], notes: list[str]) -> Study:
     for run, key in zip(found, keys, strict=True):
         alone = keys.count(key) == 1 and len(recipes[run.method]) == 1
         name = run.method if alone else f"{run.method} ({run.folder})"
-        runs.setdefault(name, {})[run.seed] = run
+        # Whatever a section says of a run has to tell it from the others.
+        runs.setdefault(name, {})[run.seed] = replace(run, method=name)
     return Study(", ".join(tasks), runs, _values(runs, notes), [], {}, notes)
 
 
