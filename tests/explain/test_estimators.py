@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from sklearn import datasets, decomposition, linear_model, pipeline, preprocessing, svm
+from sklearn import compose, datasets, decomposition, linear_model, pipeline, preprocessing, svm
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import GridSearchCV
@@ -151,6 +151,23 @@ def test_a_path_of_wrong_arguments_is_refused(digits):
             tilt_path(*arguments)
 
 
+@pytest.mark.filterwarnings("error:X does not have valid feature names")
+def test_pipelines_that_were_fitted_on_named_columns_are_asked_by_name(digits):
+    pandas = pytest.importorskip("pandas")
+    X, y = of(digits, 7, 9)
+    frame = pandas.DataFrame(X[:, 20:26], columns=list("abcdef"))
+    chosen = compose.make_column_transformer(
+        (preprocessing.StandardScaler(), ["d", "a"]), remainder="passthrough"
+    )
+    for step in (preprocessing.StandardScaler(), chosen):
+        estimator = pipeline.make_pipeline(step, svm.LinearSVC()).fit(frame, y)
+        w, b = linear_scores(estimator).between(0, 1)
+        np.testing.assert_allclose(
+            X[:, 20:26] @ w + b, estimator.decision_function(frame), atol=1e-8
+        )
+        assert tilt_estimator(estimator, frame, y).accuracy == estimator.score(frame, y)
+
+
 @pytest.mark.filterwarnings("ignore:self.within_class_std_dev_")
 def test_what_is_not_linear_is_refused(digits):
     X, y = of(digits, 7, 9)
@@ -166,6 +183,12 @@ def test_what_is_not_linear_is_refused(digits):
         (
             pipeline.make_pipeline(preprocessing.MinMaxScaler(clip=True), svm.LinearSVC()),
             "MinMaxScaler is not affine",
+        ),
+        (
+            pipeline.make_pipeline(
+                preprocessing.OneHotEncoder(handle_unknown="error"), svm.LinearSVC()
+            ),
+            "OneHotEncoder does not take all numbers",
         ),
     ):
         with pytest.raises(InputError, match=words):

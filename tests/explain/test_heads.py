@@ -88,7 +88,7 @@ def test_arguments_of_wrong_types_are_refused(model, batches):
         (lambda: read_head(model, 5), "batches is a int"),
         (lambda: tilt_head(model, {"labels": y}), "batches is a dict"),
         (lambda: tilt_head(model, [(x, y + 7)]), "the layer '4' has the classes 0 to 2"),
-        (lambda: tilt_head(model, [(x, y.float())]), "target is"),
+        (lambda: tilt_head(model, [(x, y.float())]), r"target is of torch.float32 and shape \("),
         (lambda: tilt_head(model, [(x, x)]), "the class of each"),
         (lambda: tilt_head(model, [(x, y.tolist())]), "the class of each"),
         (lambda: tilt_head(model, [(x[:, :5], y)]), "cannot take inputs"),

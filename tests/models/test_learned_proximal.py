@@ -112,6 +112,14 @@ def test_the_error_of_a_prior_covers_the_truth_wherever_newton_was_stopped():
     assert net.prior(x, steps=0).error.max() > 1e-3
 
 
+def test_the_prior_tells_of_each_newton_step():
+    told = []
+    net = LPN(4, hidden=8).double()
+    prior = net.prior(torch.rand(3, 4, dtype=FLOAT), progress=lambda *a: told.append(a))
+    assert prior.steps > 1
+    assert told == [("prior", k, 100) for k in range(1, prior.steps + 1)]
+
+
 def test_of_a_quadratic_potential_all_is_known():
     matrix = torch.diag(torch.tensor([0.2, 0.5, 0.9], dtype=FLOAT))
     net, x = Quadratic(matrix), torch.randn(7, 3, dtype=FLOAT)

@@ -466,6 +466,27 @@ def test_scikit_learn_accepts_the_estimator(estimator):
     check_estimator(estimator)
 
 
+@pytest.mark.parametrize("estimator", [DeepKernelClassifier(), HilbertKernelClassifier()])
+@pytest.mark.filterwarnings("error")
+def test_rows_turned_round_and_read_only_inputs_are_taken(estimator):
+    X, y = circle(30)
+    wanted = clone(estimator).fit(X, y).decision_function(X)
+    turned = clone(estimator).fit(X[::-1], y[::-1])
+    np.testing.assert_allclose(turned.decision_function(X[::-1])[::-1], wanted)
+    X.flags.writeable = False
+    np.testing.assert_array_equal(clone(estimator).fit(X, y).decision_function(X), wanted)
+
+
+def test_a_function_is_an_activation_by_its_hermite_series():
+    X, y = circle(30)
+    ours = DeepKernelClassifier(activation=torch.tanh).fit(X, y)
+    dual = DeepKernelClassifier(activation=DualActivation.from_function(torch.tanh)).fit(X, y)
+    np.testing.assert_array_equal(ours.decision_function(X), dual.decision_function(X))
+    assert pickle.loads(pickle.dumps(ours)).limit_.kind == "singular"
+    with pytest.raises(InputError, match="function of a tensor"):
+        DeepKernelClassifier(activation=np.tanh).fit(X, y)
+
+
 def test_bad_input_is_named_with_its_mend():
     X, y = circle(30)
     for options, words in (

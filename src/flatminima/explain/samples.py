@@ -62,8 +62,10 @@ def targets(target: Any, count: int, device: torch.device) -> Tensor | None:
     if found.dim() == 2 and found.shape[1] == 1:
         found = found[:, 0]
     if not whole or found.dim() > 1 or (found.dim() == 1 and len(found) not in (1, count)):
+        many = isinstance(target, Tensor) and target.numel() > 8
+        said = f"of {target.dtype} and shape {tuple(target.shape)}" if many else repr(target)
         raise InputError(
-            f"target is {target!r}: give the class as a whole number, one for all samples or one "
+            f"target is {said}: give the class as a whole number, one for all samples or one "
             f"for each of the {count}"
         )
     return found.to(device=device, dtype=torch.int64).expand(count)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flatminima.errors import InputError
+from flatminima.progress import Progress
 
 if TYPE_CHECKING:
     from flatminima.models.learned_proximal.proximal import LearnedProximal
@@ -57,7 +58,9 @@ class Prior:
         )
 
 
-def invert(net: LearnedProximal, x: Tensor, steps: int, tolerance: float) -> Prior:
+def invert(
+    net: LearnedProximal, x: Tensor, steps: int, tolerance: float, progress: Progress
+) -> Prior:
     """The prior at `x`; see `LearnedProximal.prior`.
 
     Newton's method on psi(y) - <x, y>, whose gradient is f(y) - x and whose Hessian is the
@@ -82,6 +85,7 @@ def invert(net: LearnedProximal, x: Tensor, steps: int, tolerance: float) -> Pri
         if torch.equal(moved, y):
             break
         y, taken = moved, taken + 1
+        progress("prior", taken, steps)
     y = y.detach()
     with torch.no_grad():
         value = _dot(y, x) - _dot(x, x) / 2 - net.potential(y)

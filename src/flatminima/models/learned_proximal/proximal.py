@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from flatminima.arguments import between, tensor, whole
 from flatminima.errors import InputError
 from flatminima.models.learned_proximal.inversion import Prior, invert
+from flatminima.progress import Progress, silent
 
 NOT_CONVEX = """{name} has {count} negative weights where convexity needs none, so it is no \
 proximal operator: call clip_() after every step of the optimizer"""
@@ -101,7 +102,14 @@ class LearnedProximal(nn.Module):
         if count:
             raise InputError(NOT_CONVEX.format(name=type(self).__name__, count=count))
 
-    def prior(self, x: Tensor, steps: int = 100, tolerance: float = 1e-8) -> Prior:
+    def prior(
+        self,
+        x: Tensor,
+        steps: int = 100,
+        tolerance: float = 1e-8,
+        *,
+        progress: Progress = silent,
+    ) -> Prior:
         r"""R at each sample of `x`, by the convex problem $\min_y \psi(y) - \langle x, y \rangle$.
 
         In float64, by Newton steps with conjugate gradients, all samples side by side; each step
@@ -111,6 +119,7 @@ class LearnedProximal(nn.Module):
             x: Samples, shape (n, ...).
             steps: The most Newton steps.
             tolerance: Stop where $\|f(y) - x\|$ is below this, in units of x.
+            progress: Called with ("prior", Newton steps taken, the most).
 
         Returns:
             R, up to one constant for all samples, and how far off it can be.
@@ -124,7 +133,7 @@ class LearnedProximal(nn.Module):
         if not len(x) or not bool(x.isfinite().all()):
             raise InputError("there are no samples, or some are not finite: give finite ones")
         whole("steps", steps, 0)
-        return invert(self, x, steps, between("tolerance", tolerance, 0))
+        return invert(self, x, steps, between("tolerance", tolerance, 0), progress)
 
     def extra_repr(self) -> str:
         """The noise it was trained on."""

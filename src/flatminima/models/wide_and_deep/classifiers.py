@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -49,8 +50,8 @@ class DeepKernelClassifier(KernelVote):
     dimension and computing in logarithms are ours.
 
     Args:
-        activation: "optimal", whose limit is Bayes-consistent; "erf", "relu", or a
-            `DualActivation`.
+        activation: "optimal", whose limit is Bayes-consistent; "erf", "relu", a function of a
+            tensor such as `torch.tanh`, or a `DualActivation`.
         dimension: Of the data on the sphere, for "optimal"; None estimates it from nearest
             neighbours and rounds.
         depth: L, the number of hidden layers.
@@ -84,7 +85,9 @@ class DeepKernelClassifier(KernelVote):
 
     def __init__(
         self,
-        activation: Literal["optimal", "erf", "relu"] | DualActivation = "optimal",
+        activation: Literal["optimal", "erf", "relu"]
+        | Callable[[Tensor], Tensor]
+        | DualActivation = "optimal",
         dimension: int | None = None,
         depth: int = 60,
         kind: Literal["nngp", "ntk", "limit"] = "nngp",
@@ -165,6 +168,8 @@ class DeepKernelClassifier(KernelVote):
     ) -> tuple[DualActivation, int | None]:
         if isinstance(self.activation, DualActivation):
             return self.activation, None
+        if callable(self.activation):
+            return DualActivation.from_function(self.activation), None
         chosen("activation", self.activation, ["optimal", *NAMED])
         if self.activation in NAMED:
             return NAMED[self.activation](), None

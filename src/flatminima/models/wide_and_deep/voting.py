@@ -69,8 +69,9 @@ class KernelVote(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         chunks, progress = self._chunks(), self.progress or silent
         inputs = validate_data(self, X, dtype=np.float64, reset=False)
+        # Rows turned round, memory maps of parallel searches and data frames: torch takes none.
         left, right = (
-            torch.from_numpy(part).to(chunks.device)
+            torch.from_numpy(np.require(part, requirements=["C", "W"])).to(chunks.device)
             for part in (self._points(inputs), self.points_)
         )
         coefficients = torch.from_numpy(self.coefficients_).to(chunks.device)
