@@ -41,7 +41,7 @@ def read(path):
 
 def test_two_runs_are_explained_where_they_disagree(runs, capsys, tmp_path):
     pytest.importorskip("matplotlib")
-    maps, plane = tmp_path / "maps.png", tmp_path / "plane.svg"
+    maps, plane = tmp_path / "maps.svg", tmp_path / "plane.svg"
     code, printed, errors = run(
         capsys, "explain", runs / "a", runs / "b", "--images", "4", "--plot", maps, "--plane", plane
     )
@@ -55,6 +55,8 @@ def test_two_runs_are_explained_where_they_disagree(runs, capsys, tmp_path):
     assert len(shown["a"]) == 4
     for one, other in zip(shown["a"], shown["b"], strict=True):
         assert one["predicted"] != other["predicted"]
+        for row in (one, other):
+            assert f"predicted {row['predicted']} ({row['confidence']:.2f})" in maps.read_text()
         picture = Image.open(io.BytesIO(base64.b64decode(one["map"])))
         assert picture.size == (64, 64)
     assert (runs / "a/explain.json").stat().st_size < 100_000

@@ -416,6 +416,8 @@ def test_where_nothing_is_chosen_by_hardness_it_need_not_be_known():
 def test_the_model_and_the_images_are_asked_for():
     with pytest.raises(InputError, match="begins with a model"):
         HardPatchesMining().begin(Setting(4, 1, 2, 1))
+    with pytest.raises(InputError, match=r"a Linear has no patch_count.* give a .*MaskedViT"):
+        HardPatchesMining().begin(Setting(4, 1, 2, 1, model=nn.Linear(8, 8)))
     with pytest.raises(InputError, match="call begin"):
         HardPatchesMining()(Tiny(), torch.randn(2, 8))
     objective, model = begun()

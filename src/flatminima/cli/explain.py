@@ -155,7 +155,7 @@ def _draw_maps(found: list[Explanation], path: Path) -> None:
         return
     first = shown[0].maps
     assert first is not None
-    labels = [str(row["label"]) for row in first.rows]
+    labels = [f"label {row['label']}" for row in first.rows]
     names = [Path(one.name).name for one in shown]
     if len(set(names)) < len(names):
         names = [one.name for one in shown]
@@ -171,7 +171,13 @@ def _draw_maps(found: list[Explanation], path: Path) -> None:
         for name, one in zip(names, shown, strict=True)
         if one.maps is not None
     }
-    saliency_plot(first.images, maps, labels, power=powers).savefig(path, dpi=150)
+    # Each map is for the class that its run predicts, which is where the runs part.
+    notes = {
+        name: [f"predicted {row['predicted']} ({row['confidence']:.2f})" for row in one.maps.rows]
+        for name, one in zip(names, shown, strict=True)
+        if one.maps is not None
+    }
+    saliency_plot(first.images, maps, labels, power=powers, notes=notes).savefig(path, dpi=150)
     print(f"drawn in {path}")
 
 

@@ -64,6 +64,7 @@ def saliency_plot(
     titles: Sequence[str] = (),
     *,
     power: float | Mapping[str, float] = 1.0,
+    notes: Mapping[str, Sequence[str]] | None = None,
 ) -> Any:
     """A figure: an image a row, its maps beside it.
 
@@ -72,6 +73,7 @@ def saliency_plot(
         maps: (n, 1, h, w), or several such by what to call them.
         titles: What to write beside each image.
         power: As `overlay` takes it, for all maps or by their names; said in their titles.
+        notes: What to write below each map, such as the class that it is for, by the maps' names.
 
     Returns:
         The matplotlib figure.
@@ -99,6 +101,9 @@ def saliency_plot(
             row[0].set_ylabel(titles[i], fontsize=7)
         for ax, (name, one) in zip(row[1:], named.items(), strict=True):
             ax.imshow(overlay(images[i], one[i], power=powers[name]))
+            said = (notes or {}).get(name, ())
+            if i < len(said):
+                ax.set_xlabel(said[i], fontsize=7)
         for ax in row:
             ax.set_xticks([])
             ax.set_yticks([])

@@ -109,10 +109,15 @@ class HardPatchesMining(Remembering):
         """Make the teacher, a copy of the model.
 
         Raises:
-            InputError: the setting says no model.
+            InputError: the setting says no model, or one without patches to mask.
         """
         if setting.model is None:
             raise InputError("hard-patches-mining begins with a model: Setting(..., model=model)")
+        if not hasattr(setting.model, "patch_count"):
+            raise InputError(
+                f"a {type(setting.model).__name__} has no patch_count, so nothing can be masked: "
+                "give a flatminima.MaskedViT"
+            )
         self.setting = setting
         rule: Any = self._average
         self.teacher = AveragedModel(setting.model, multi_avg_fn=rule)
