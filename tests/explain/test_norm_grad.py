@@ -1,6 +1,7 @@
 """NormGrad against autograd through real layers, closed forms, and Captum's call shape."""
 
 import inspect
+import warnings
 
 import pytest
 import torch
@@ -386,6 +387,19 @@ def vit():
         num_labels=3,
     )
     return transformers.ViTForImageClassification(config)
+
+
+def test_a_layer_that_no_gradient_reaches_is_warned_of(vit):
+    images = torch.rand(2, 3, 16, 16)
+    earlier = NormGrad(vit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        earlier.attribute(images, 1)
+    prefix, _, number = earlier.layers[-1].rpartition(".")
+    last = f"{prefix}.{int(number) + 1}"
+    with pytest.warns(UserWarning, match=f"'{last}' has a say .* name an earlier one"):
+        maps = NormGrad(vit, last).attribute(images, 1)
+    assert (maps == 1).all()
 
 
 def test_a_vision_transformer_is_explained_on_its_tokens(vit):

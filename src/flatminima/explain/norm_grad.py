@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
@@ -33,6 +34,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """Known methods as cells of one table: options of `NormGrad`."""
 
+BLIND = """no place of the layer {name!r} has a say in the class, so its map is everywhere the \
+same (behind the last block of a vision transformer only the class token counts): name an earlier one"""
+
 PIXELS = (-30.0, 30.0)
 """Pixels that a model can have been trained on: more are bytes that nobody scaled."""
 
@@ -54,7 +58,8 @@ class NormGrad:
     `NormGrad(model, model.conv).attribute(images, target=classes)`.
 
     Cost: one forward and backward pass; no outer product is built. Parameters are left alone; the
-    model runs in evaluation mode, and its modes and buffers are put back.
+    model runs in evaluation mode, and its modes and buffers are put back. A layer that no gradient
+    reaches is warned of: its map is constant.
 
     NormGrad alone depends little on the class asked about, since $\lVert x_u \rVert$ does not: see
     `meta_saliency`, and the method `selective`.
@@ -204,6 +209,8 @@ class NormGrad:
             return maps.to_grid(values, image, name, channels_last=last)
 
         gradient = grid(found.gradient)
+        if not gradient.any():
+            warnings.warn(BLIND.format(name=name), stacklevel=4)
         if self.mean_gradient:
             gradient = gradient.mean((2, 3), keepdim=True).expand_as(gradient)
         if self.identity == "own":
