@@ -34,8 +34,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """Known methods as cells of one table: options of `NormGrad`."""
 
-BLIND = """no place of the layer {name!r} has a say in the class, so its map is everywhere the \
-same (behind the last block of a vision transformer only the class token counts): name an earlier one"""
+BLIND = """no place of the layer {name!r} has a say in the class, so its map is the same \
+everywhere (behind the last block of a vision transformer only the class token counts): name an \
+earlier one"""
 
 PIXELS = (-30.0, 30.0)
 """Pixels that a model can have been trained on: more are bytes that nobody scaled."""
