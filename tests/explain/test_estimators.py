@@ -166,6 +166,8 @@ def test_pipelines_that_were_fitted_on_named_columns_are_asked_by_name(digits):
             X[:, 20:26] @ w + b, estimator.decision_function(frame), atol=1e-8
         )
         assert tilt_estimator(estimator, frame, y).accuracy == estimator.score(frame, y)
+        with pytest.raises(InputError, match="columns of X are not those"):
+            tilt_estimator(estimator, frame[list("bacdef")], y)
 
 
 @pytest.mark.filterwarnings("ignore:self.within_class_std_dev_")

@@ -104,10 +104,17 @@ def tilt_estimator(estimator: Any, X: ArrayLike, y: ArrayLike, **options: Any) -
         options: Of `tilt_pairs`: `centroids`, where X are not the samples trained on; `progress`.
 
     Raises:
-        InputError: an estimator that is not linear; samples of a single class, or that do not fit.
+        InputError: an estimator that is not linear; samples of a single class, or that do not fit,
+            such as a data frame whose columns are in another order.
     """
     found = linear_scores(estimator)
     estimator = getattr(estimator, "best_estimator_", estimator)
+    columns, fitted = getattr(X, "columns", None), getattr(estimator, "feature_names_in_", None)
+    if columns is not None and fitted is not None and list(columns) != list(fitted):
+        raise InputError(
+            "the columns of X are not those that the estimator was fitted on, in their order: give "
+            "X[list(estimator.feature_names_in_)]"
+        )
     name = type(getattr(estimator, "steps", [("", estimator)])[-1][1]).__name__
     return tilt_pairs(found.weight, found.bias, X, y, found.classes, of=name, **options)
 
