@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from flatminima.arguments import floats, function
-from flatminima.errors import InputError, require
+from flatminima.errors import InputError
+from flatminima.explain.affine import affine_map
 from flatminima.explain.tilting import Floats, TiltReport, tilt_report
 from flatminima.explain.tilting_pairs import PairTilts, tilt_pairs
 from flatminima.progress import Progress, silent
@@ -265,38 +265,6 @@ def _through(steps: list[Any], scores: LinearScores) -> LinearScores:
         count = getattr(step, "n_features_in_", None)
         if count is None or not hasattr(step, "transform"):
             raise InputError(f"the step {name} is not fitted, or does not count its features")
-        matrix, offset = _affine(step, name, int(count))
+        matrix, offset = affine_map(step, name, int(count))
         weight, bias = weight @ matrix.T, bias + weight @ offset
     return LinearScores(weight, bias, scores.classes)
-
-
-def _affine(step: Any, name: str, count: int) -> tuple[Floats, Floats]:
-    """A and c of a step x -> x A + c, found by asking it, and checked on other points."""
-
-    names = getattr(step, "feature_names_in_", None)
-    as_fitted: Callable[[Floats], Any] = np.asarray
-    if names is not None:
-        # Columns may be chosen by name, and scikit-learn warns of what has none.
-        as_fitted = partial(require("pandas", "tables").DataFrame, columns=names)
-
-    def ask(points: Floats) -> Floats:
-        try:
-            found = step.transform(as_fitted(points))
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"the step {name} does not take all numbers, so it is not affine ({error}): give "
-                "the samples as they are behind it, and the last estimator alone"
-            ) from error
-        dense = found.toarray() if hasattr(found, "toarray") else found
-        return np.asarray(dense, dtype=np.float64)
-
-    offset = ask(np.zeros((1, count)))[0]
-    matrix = ask(np.eye(count)) - offset
-    points = 10.0 ** np.arange(-1, 4)[:, None] * np.random.default_rng(0).normal(size=(5, count))
-    expected = points @ matrix + offset
-    if not np.allclose(ask(points), expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max()):
-        raise InputError(
-            f"the step {name} is not affine, so the pipeline is not linear in its inputs: give the "
-            "samples as they are behind it, and the last estimator alone"
-        )
-    return matrix, offset
