@@ -214,6 +214,29 @@ def test_the_trace_penalty_of_a_diagonal_hessian_has_no_noise():
     torch.testing.assert_close(along, 24 * found.weight)
 
 
+class Attending(nn.Module):
+    """Attention by torch's own function, which takes a fused kernel where it may."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 3 * 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        q, k, v = self.inner(x.transpose(2, 3)).chunk(3, -1)
+        return self.head(nn.functional.scaled_dot_product_attention(q, k, v).mean((1, 2)))
+
+
+@pytest.mark.parametrize("name", ["gradient-norm", "trace-penalty"])
+def test_penalties_differentiate_through_attention(name):
+    torch.manual_seed(0)
+    model, (x, y) = Attending(), batch()
+    objective = make_objective(name, weight=0.1)
+    loss = objective(model, (x.float(), y))
+    loss.backward()
+    assert loss != cross_entropy(model(x.float()), y)
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+
+
 @pytest.mark.parametrize("method", ["plain", "nso", "sam", "friendly-sam"])
 @pytest.mark.parametrize("name", ["gradient-norm", "trace-penalty", "mixup"])
 def test_objectives_and_perturbations_combine(name, method):
