@@ -298,3 +298,32 @@ def test_noise_at_which_labels_say_nothing_is_refused(noise):
     model, data = network(), batch()
     with pytest.raises(InputError, match=r"at 0\.8 a label among 5 classes says nothing"):
         BackwardCorrection(noise)(model, data)
+
+
+@pytest.mark.parametrize(
+    "name", ["cross-entropy", "label-smoothing", "mixup", "backward-correction", "gradient-norm"]
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_numbers_given_to_a_classifier_are_refused(name, training):
+    given = {"backward-correction": {"noise": 0.3}, "gradient-norm": {"weight": 0.1}}
+    objective, (x, y) = make_objective(name, **given.get(name, {})), batch()
+    with pytest.raises(InputError, match=r"torch.float64 of shape \(6,\), which are no classes"):
+        objective(network().train(training), (x, y.double()))
+
+
+def test_probabilities_of_classes_are_targets_too():
+    (x, y), model = batch(), network()
+    hard = nn.functional.one_hot(y, CLASSES).double()
+    torch.testing.assert_close(CrossEntropy()(model, (x, hard)), CrossEntropy()(model, (x, y)))
+
+
+def test_the_backward_correction_of_half_precision_logits_is_in_single_precision():
+    (x, y), model = batch(), network().bfloat16()
+    rounded = nn.Sequential(model, Widened())
+    found = BackwardCorrection(0.3)(model, (x.bfloat16(), y))
+    assert torch.equal(found, BackwardCorrection(0.3)(rounded, (x.bfloat16(), y)))
+
+
+class Widened(nn.Module):
+    def forward(self, x):
+        return x.float()

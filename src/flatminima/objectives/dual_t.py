@@ -13,8 +13,13 @@ from flatminima.errors import InputError, unknown
 from flatminima.objectives.memory import Memory, in_full
 from flatminima.objectives.options import whole
 from flatminima.objectives.registry import register
-from flatminima.objectives.remembering import Remembering, Setting, sample_index
-from flatminima.objectives.supervised import Batch, inputs_and_targets, logits
+from flatminima.objectives.remembering import (
+    Remembering,
+    Setting,
+    sample_index,
+    without_index,
+)
+from flatminima.objectives.supervised import Batch, check_classes, inputs_and_targets, logits
 
 CORRECTIONS = ("backward", "forward")
 ANCHOR = 0.97
@@ -88,7 +93,8 @@ class DualT(Remembering):
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of `model` on `batch`, a scalar tensor."""
-        inputs, targets = inputs_and_targets(batch)
+        inputs, targets = inputs_and_targets(without_index(batch))
+        check_classes(targets)
         outputs = in_full(logits(model, inputs))
         if not model.training:
             return cross_entropy(outputs, targets)

@@ -85,7 +85,7 @@ class PSKDLoss(RememberingLoss):
         Raises:
             InputError: it is none of the total.
         """
-        if not 0 <= epoch < self.total_epochs:
+        if not whole("epoch", epoch, 0, "epochs") < self.total_epochs:
             raise InputError(
                 f"epoch {epoch} is none of the {self.total_epochs} that alpha grows over, counted "
                 "from 0: set total_epochs to those of the whole training"
