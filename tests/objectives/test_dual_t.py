@@ -143,6 +143,13 @@ def test_a_start_that_is_no_number_of_epochs_is_refused(start):
         DualT(start=start)
 
 
+def test_nothing_seen_gives_no_matrix():
+    objective = DualT(1)
+    objective.begin(Setting(samples=6, outputs=3, steps=4, steps_per_epoch=1))
+    with pytest.raises(InputError, match="has seen no sample in the 1 epochs"):
+        objective.after_step(taken=False)
+
+
 def test_a_misspelt_correction_is_named():
     with pytest.raises(InputError, match="did you mean 'forward'"):
         DualT(start=1, correction="forwards")

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 
 import pytest
 import torch
@@ -247,3 +248,20 @@ def test_batches_that_do_not_say_which_samples_they_hold_are_refused():
     model, batch = model_and_batch()
     with pytest.raises(InputError, match="does not say which ones"):
         begun()(model, (batch["inputs"], batch["targets"]))
+
+
+def test_a_loop_that_never_sets_the_epoch_is_warned_once():
+    (z, y, index), told = some(), PSKDLoss(N, C, 0.8, EPOCHS)
+    told.set_epoch(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PSKDLoss(N, C, 0.8, EPOCHS)(z, y, index)
+        for _ in range(2):
+            told(z, y, index)
+    loss = PSKDLoss(N, C, 0.8, EPOCHS)
+    loss(z, y, index)
+    with pytest.warns(UserWarning, match="set_epoch was never called"):
+        loss(z, y, index)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(z, y, index)

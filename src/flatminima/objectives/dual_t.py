@@ -24,6 +24,8 @@ from flatminima.objectives.supervised import Batch, check_classes, inputs_and_ta
 CORRECTIONS = ("backward", "forward")
 ANCHOR = 0.97
 """Quantile of a class's probabilities; what is above is too sure of itself to be its anchor."""
+NONE_SEEN = """dual-t has seen no sample in the {start} epochs before it estimates the noise: all \
+of their steps were skipped; lower --lr, or give a larger start"""
 
 
 @register(
@@ -122,6 +124,8 @@ class DualT(Remembering):
         if self._steps == self._at:
             rows = in_full(memory.rows)
             seen_at_all = rows[:, :-1].sum(1) > 0
+            if not seen_at_all.any():
+                raise InputError(NONE_SEEN.format(start=self.start))
             found = dual_t(rows[seen_at_all, :-1], rows[seen_at_all, -1].round().long())
             self.transition.copy_(found)
 

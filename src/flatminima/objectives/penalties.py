@@ -60,8 +60,11 @@ class GradientNorm(_Penalized):
     Gradient descent with step $\eta$ does so implicitly with $w = \eta/4$ (Barrett and Dherin,
     Implicit Gradient Regularization, 2021, arXiv 2009.11162). Cost: a backward pass through a
     backward pass, about 3 gradients. Gradients of frozen parameters do not count. Attention is
-    computed by torch's plain kernel, for the fused ones have no second derivative. Not for DDP,
-    whose hooks do not see the inner gradients.
+    computed by torch's plain kernel, for the fused ones have no second derivative.
+
+    With several processes, or micro-batches, each takes the norm of its own samples' gradient, and
+    the gradient of the step is the mean of theirs. That norm is larger on the mean than that of
+    the whole batch, so w counts for more there.
 
     Args:
         weight: w, 0 or above.
@@ -98,7 +101,7 @@ class TracePenalty(_Penalized):
     second order, by third derivatives instead of two gradients, to compare with. z is drawn from
     torch's global generators, which the passes of a step share. Cost: about 5 gradients. Where a
     network has kinks, these derivatives miss the curvature there, which noise feels. Attention is
-    computed by torch's plain kernel. Not for DDP.
+    computed by torch's plain kernel. It is a mean over samples, so two processes do what one does.
 
     Args:
         weight: w, 0 or above.
