@@ -17,8 +17,8 @@ from flatminima.objectives.registry import register
 from flatminima.objectives.remembering import Setting
 from flatminima.objectives.remembering_loss import RememberingLoss, RemembersSamples
 
-NO_EPOCH = """all samples of this batch were seen before, and set_epoch was never called: this is still \
-epoch 0, of which the loss is the cross-entropy. Call loss.set_epoch(epoch) as each epoch begins"""
+NO_EPOCH = """all samples of this batch were seen before, and set_epoch was never called: in \
+epoch 0 the loss is the cross-entropy. Call loss.set_epoch(epoch) as each epoch begins"""
 
 
 class PSKDLoss(RememberingLoss):
