@@ -90,18 +90,20 @@ def _table(cards: Iterable[Card]) -> str:
 def cost(card: Card) -> str:
     """What it costs, in words."""
     if card.slot == "perturb":
-        return f"{_gradients(card)} a step; {card.buffers} weight-sized buffers"
+        buffers = _counted(card.buffers, "weight-sized buffer")
+        return f"{_counted(card.gradients, 'gradient')} a step; {buffers}"
     if card.slot == "objective":
-        return f"{_gradients(card)} a pass; memory: {card.buffers}"
+        return f"{_counted(card.gradients, 'gradient')} a pass; memory: {card.buffers}"
     if card.slot == "reparam":
         more = "no" if card.gradients == "0" else f"{card.gradients} more"
-        sized = f"{card.buffers} weight-sized buffers" if card.buffers.isdigit() else card.buffers
-        return f"{more} gradient; memory: {sized}"
+        held = card.buffers
+        sized = _counted(held, "weight-sized buffer") if held.isdigit() else f"memory: {held}"
+        return f"{more} gradient; {sized}"
     return f"{card.gradients}; memory: {card.buffers}" if card.buffers else card.gradients
 
 
-def _gradients(card: Card) -> str:
-    return f"{card.gradients} gradient{'' if card.gradients == '1' else 's'}"
+def _counted(count: str, thing: str) -> str:
+    return f"{count} {thing}" if count == "1" else f"{count} {thing}s"
 
 
 def start(card: Card) -> str:

@@ -21,6 +21,7 @@ CORE_BELOW = {"errors", "perturb", "objectives", "reparam", "optim", "measure"}
 """What the rooms beside `landscape` may use of the core."""
 
 MAY_KNOW = {
+    "arguments": {"errors"},
     "cards": set(),
     "errors": set(),
     "files": {"errors"},
@@ -28,11 +29,11 @@ MAY_KNOW = {
     "student": {"errors"},
     "perturb": {"cards", "errors", "optim"},
     "optim": {"cards", "errors", "progress", "objectives", "measure"},
-    "objectives": {"cards", "errors"},
-    "reparam": {"cards", "errors", "files", "objectives"},
+    "objectives": {"arguments", "cards", "errors"},
+    "reparam": {"arguments", "cards", "errors", "files", "objectives"},
     "tuning": {"cards", "progress", "student", *CORE_BELOW},
-    "models": {"cards", "files", "progress", "student", *CORE_BELOW},
-    "explain": {"cards", "progress", "student", *CORE_BELOW},
+    "models": {"arguments", "cards", "files", "progress", "student", *CORE_BELOW},
+    "explain": {"arguments", "cards", "progress", "student", *CORE_BELOW},
     "measure": {"errors", "progress", "student", "objectives", "perturb"},
     "landscape": {"errors", "progress", "objectives", "measure"},
     "training": {"errors", "explain", "files", "progress", "models", "tuning", *CORE},
@@ -103,7 +104,9 @@ def test_a_room_imports_only_the_rooms_it_may_know(path):
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_the_core_needs_torch_and_numpy_only(path):
-    if room(path) not in CORE | {"cards", "errors", "files", "progress", "student", "flatminima"}:
+    if room(path) not in CORE | {
+        *("arguments", "cards", "errors", "files", "progress", "student", "flatminima")
+    }:
         return
     outside = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
     assert outside <= {"torch", "numpy", "flatminima"}

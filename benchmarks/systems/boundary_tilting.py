@@ -140,8 +140,11 @@ def draw(found: dict[str, Any], folder: Any) -> None:
     X, y, *_ = _split((7, 9), 0, WRONG)
     for c, ax in zip(DRAWN, axes, strict=True):
         w, b = linear_scores(_fitted(c).fit(X, y)).between(0, 1)
-        tilting_plane(w, b, X, y).plot(ax)
-        ax.set_title(f"C = {c:g}: {ax.get_title()}", fontsize=9)
+        plane = tilting_plane(w, b, X, y)
+        plane.plot(ax)
+        one = plane.report
+        said = f"{one.degrees:.0f} degrees, strength {one.strength:.3g}"
+        ax.set_title(f"C = {c:g}: {said},\ntraining accuracy {one.accuracy:.3f}", fontsize=9)
     figure.savefig(folder / "system-boundary-tilting.svg", metadata={"Date": None})
 
 

@@ -5,8 +5,12 @@ patches of 4 x 4, 12 of them hidden; 1200 to train on, 597 to test on. A ViT of 
 48, and decoders of one layer. 400 steps of 32 images, AdamW with a learning rate of 4e-3 (50 of
 warm-up, then a cosine), betas 0.9 and 0.95, weight decay 0.05. Two trainings a seed, on the same
 images, from the same weights: Hard Patches Mining, whose teacher looks at complementary masks, and
-a masked autoencoder, whose masks are random and whose predictor is not trained. And one longer
-training of Hard Patches Mining, of one seed: 1500 steps of 64 images, a learning rate of 2e-3.
+a masked autoencoder, whose masks are random and whose predictor is not trained. And a longer
+training of Hard Patches Mining, of three seeds: 1500 steps of 64 images, a learning rate of 2e-3.
+
+The baseline is the position alone: the mean loss of each of the 16 places over the training images
+under random masks, the same for every image. It says how much of what a predictor knows is that
+digits are seldom at the border.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from flatminima.objectives.hard_patches import fold_scores, patch_losses, rankin
 from flatminima.study import mean_ci, paired
 
 SEEDS = range(10)
+LONG_SEEDS = range(3)
 EPOCHS, TRAINED = 20, 1200
 LONG: dict[str, Any] = {"steps": 1500, "batch": 64, "warm_up": 100, "rate": 2e-3}
 MINING, RANDOM = "hard patches mining", "masked autoencoder"
@@ -37,13 +42,17 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 METRICS = {
     "agreement": "ranking agreement",
+    "agreement_position": "ranking agreement of the position alone",
     "hardness": "loss under hard masks / random masks, folds",
     "hardness_full": "the same, full",
+    "hardness_position": "the same, by the position alone",
     "ink": "ink patches hidden, %, folds",
     "ink_full": "the same, full",
+    "ink_position": "the same, by the position alone",
     "ink_random": "the same, random masks",
     "loss": "loss under random masks",
 }
+AGAINST_POSITION = ("agreement", "hardness", "ink")
 MASKER = HardPatchMasker(0.75, 0.5)
 
 
@@ -121,17 +130,17 @@ def scores(model: MaskedViT, seed: int) -> dict[str, float]:
     losses = patch_losses(found.reconstruction, found.patches)
     ink = found.patches.amax(-1) > 0
     shape = len(images), -1
-    agreed, pairs = ranking_agreement(
-        found.predicted[random].view(shape), losses[random].view(shape)
-    )
+    place = by_position(model, seed).expand(len(images), -1)
     values = {
-        "agreement": (agreed / pairs).item(),
+        "agreement": agreement(found.predicted[random].view(shape), losses[random].view(shape)),
+        "agreement_position": agreement(place[random].view(shape), losses[random].view(shape)),
         "loss": losses[random].mean().item(),
         "ink_random": hidden_ink(random, ink),
     }
     seen = {
         "": fold_scores(model, images, MASKER.ratio, generator),
         "_full": model.predict(images),
+        "_position": place,
     }
     for how, hardness in seen.items():
         hard = MASKER(hardness, 1.0, generator)
@@ -142,13 +151,28 @@ def scores(model: MaskedViT, seed: int) -> dict[str, float]:
     return values
 
 
+def by_position(model: MaskedViT, seed: int) -> Tensor:
+    """The mean loss of each place over the training images under random masks, (1, L)."""
+    generator = torch.Generator().manual_seed(2000 + seed)
+    images = on_canvas(digits(seed)[0], generator)
+    hidden = MASKER(torch.zeros(len(images), model.patch_count), 0.0, generator)
+    found = model(images, hidden)
+    losses = patch_losses(found.reconstruction, found.patches) * hidden
+    return losses.sum(0, keepdim=True) / hidden.sum(0, keepdim=True)
+
+
+def agreement(predicted: Tensor, losses: Tensor) -> float:
+    agreed, pairs = ranking_agreement(predicted, losses)
+    return (agreed / pairs).item()
+
+
 def hidden_ink(mask: Tensor, ink: Tensor) -> float:
     return 100 * ((mask & ink).sum() / ink.sum()).item()
 
 
 def run() -> dict[str, Any]:
     torch.set_num_threads(1)
-    long = scores(train(0, ARMS[MINING], **LONG), 0)
+    long = {seed: scores(train(seed, ARMS[MINING], **LONG), seed) for seed in LONG_SEEDS}
     return together({seed: of_seed(seed) for seed in SEEDS}, long)
 
 
@@ -157,7 +181,7 @@ def of_seed(seed: int) -> dict[str, dict[str, float]]:
 
 
 def together(
-    by_seed: dict[int, dict[str, dict[str, float]]], long: dict[str, float]
+    by_seed: dict[int, dict[str, dict[str, float]]], long: dict[int, dict[str, float]]
 ) -> dict[str, Any]:
     values = {arm: {seed: found[arm] for seed, found in by_seed.items()} for arm in ARMS}
     return {
@@ -166,9 +190,16 @@ def together(
             arm: {m: summary([run[m] for run in runs.values()]) for m in METRICS}
             for arm, runs in values.items()
         },
-        "paired": {m: difference(values, m) for m in METRICS},
-        "long": long,
+        "paired": {m: difference(values[MINING], values[RANDOM], m, m) for m in METRICS},
+        "against position": over_position(values[MINING]),
+        "long": {m: summary([run[m] for run in long.values()]) for m in METRICS},
+        "long seeds": list(long),
+        "long against position": over_position(long),
     }
+
+
+def over_position(runs: dict[int, dict[str, float]]) -> dict[str, Any]:
+    return {m: difference(runs, runs, m, f"{m}_position") for m in AGAINST_POSITION}
 
 
 def summary(values: list[float]) -> dict[str, Any]:
@@ -176,9 +207,11 @@ def summary(values: list[float]) -> dict[str, Any]:
     return {"mean": found.mean, "ci95": found.interval, "values": values}
 
 
-def difference(values: Any, metric: str) -> dict[str, Any]:
-    both = ({s: run[metric] for s, run in values[arm].items()} for arm in (MINING, RANDOM))
-    found = paired(*both)
+def difference(one: Any, other: Any, metric: str, reference: str) -> dict[str, Any]:
+    found = paired(
+        {seed: run[metric] for seed, run in one.items()},
+        {seed: run[reference] for seed, run in other.items()},
+    )
     return {"difference": found.difference, "ci95": found.t_interval, "p": found.p_value}
 
 
@@ -194,14 +227,21 @@ def number(entry: dict[str, Any], metric: str, sign: str = "") -> str:
 
 
 def table(found: dict[str, Any]) -> str:
-    head = f"| | {MINING} | {RANDOM} | difference | {MINING}, longer, one seed |"
+    few = len(found["long seeds"])
+    head = f"| | {MINING} | {RANDOM} | difference | {MINING}, longer, {few} seeds |"
     lines = [head, "|---|---|---|---|---|"]
     for metric, title in METRICS.items():
         cells = [number(found["arms"][arm][metric], metric) for arm in ARMS]
         cells.append(number(found["paired"][metric], metric, "+"))
-        cells.append(format(found["long"][metric], digits_of(metric)))
+        cells.append(number(found["long"][metric], metric))
         lines.append(f"| {title} | {' | '.join(cells)} |")
-    lines += ["", f"Means over {len(found['seeds'])} seeds with 95 % intervals (Student's t)."]
+    lines += ["", "| less the position alone | 400 steps | longer |", "|---|---|---|"]
+    for metric in AGAINST_POSITION:
+        gaps = (found[part][metric] for part in ("against position", "long against position"))
+        cells = [number(gap, metric, "+") for gap in gaps]
+        lines.append(f"| {METRICS[metric]} | {' | '.join(cells)} |")
+    seeds = f"{len(found['seeds'])} seeds, of the longer training {few},"
+    lines += ["", f"Means over {seeds} with 95 % intervals (Student's t)."]
     return "\n".join(lines)
 
 

@@ -106,8 +106,9 @@ def draw(found: dict[str, Any], folder: Any) -> None:
     }
     maps["product"] = NormGrad(model, list(DEPTHS.values())).attribute(images, targets)
     maps["Grad-CAM"] = NormGrad.of("grad-cam", model, DEPTHS["conv 5"]).attribute(images, targets)
-    figure = saliency_plot(images, maps, [f"a {int(t)}" for t in targets])
-    figure.savefig(folder / "system-normgrad.png", dpi=70, metadata={"Software": None})
+    titles = [f"digit {int(t)}" for t in targets]
+    figure = saliency_plot(images, maps, titles, power={"product": 1 / len(DEPTHS)})
+    figure.savefig(folder / "system-normgrad.png", dpi=90, metadata={"Software": None})
 
 
 def _one(seed: int) -> dict[str, float]:

@@ -161,6 +161,7 @@ NO_MAPPING = {
     "a list": (b"- data: digits\n", "must be a mapping"),
     "a word": (b"digits\n", "must be a mapping"),
     "a number for a key": (b"1: 2\n", "must be a mapping"),
+    "lists without end": (b"data: " + b"[" * 5000, "nested too deeply"),
     "another encoding": (b"data: \xff\n", "UTF-8"),
     "a character that is none": (b"data: \0\n", "not valid YAML"),
 }

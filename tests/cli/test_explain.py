@@ -197,7 +197,7 @@ def test_a_run_that_predicts_no_classes_is_refused(capsys, tmp_path):
         (["--head", "heads"], "did you mean 'head'"),
         (["--head", "dropout"], "is a Dropout"),
         (["--images", "-1"], "images is -1"),
-        (["--meta-lr", "-1"], "lr is -1"),
+        (["--meta-lr", "-1"], "meta_lr is -1"),
         (["--plot", "maps.txt"], "--plot is maps.txt"),
     ],
 )

@@ -99,6 +99,8 @@ def test_without_anything_to_vary_it_is_a_comparison(capsys, tmp_path):
         (("epochs: 1", "epochs: many"), "--epochs is 'many'"),
         (("perturb: plain,nso", "perturb: plain,nsu"), "did you mean"),
         (("seeds: 2", "seeds: two"), "--seeds is 'two'"),
+        # Met with the data alone.
+        (("epochs: 1", "epochs: 1\ntest_domain: x"), "line 6: --test-domain x leaves a domain out"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(recipe, capsys, tmp_path, change, words):

@@ -60,20 +60,9 @@ def test_a_head_may_be_named_and_have_no_bias(batches):
     assert np.array_equal(found.bias, np.zeros(3))
 
 
-def test_a_transformers_head_is_found():
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=20,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        num_labels=2,
-    )
-    model = transformers.BertForSequenceClassification(config)
+def test_a_transformers_head_is_found(bert):
     batch = {"input_ids": torch.arange(20).view(4, 5), "labels": torch.tensor([0, 1, 0, 1])}
-    assert tilt_head(model, [batch]).of == "classifier"
+    assert tilt_head(bert, [batch]).of == "classifier"
 
 
 def test_what_is_no_head_is_refused(model, batches):
@@ -90,6 +79,38 @@ def test_what_is_no_head_is_refused(model, batches):
     on_tokens = nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Linear(3, 3), nn.Flatten())
     with pytest.raises(InputError, match="not one vector a sample"):
         tilt_head(on_tokens, batches, head="1")
+
+
+def test_arguments_of_wrong_types_are_refused(model, batches):
+    x, y = batches[0]
+    for call, words in (
+        (lambda: read_head("x", batches), "the model is 'x'"),
+        (lambda: read_head(model, 5), "batches is a int"),
+        (lambda: tilt_head(model, {"labels": y}), "batches is a dict"),
+        (lambda: tilt_head(model, [(x, y + 7)]), "the layer '4' has the classes 0 to 2"),
+        (lambda: tilt_head(model, [(x, y.float())]), "target is"),
+        (lambda: tilt_head(model, [(x, x)]), "the class of each"),
+        (lambda: tilt_head(model, [(x, y.tolist())]), "the class of each"),
+        (lambda: tilt_head(model, [(x[:, :5], y)]), "cannot take inputs"),
+        (lambda: tilt_head(model, batches, classes=5), "classes is 5"),
+        (lambda: local_distance("x", x, y), "the model is 'x'"),
+        (lambda: local_distance(model, x, y + 5), "classes 0 to 2"),
+        (lambda: local_distance(model, x, "cat"), "whole number"),
+        (lambda: local_distance(model, x, None), "give targets"),
+        (lambda: local_distance(model, x[:, :5], y), "cannot take inputs"),
+    ):
+        with pytest.raises(InputError, match=words):
+            call()
+
+
+def test_progress_is_told_of_batches_and_of_pairs(model, batches):
+    told = []
+    tilt_head(model, batches, progress=lambda *one: told.append(one))
+    features = [("features", i, 3) for i in (1, 2, 3)]
+    assert told == [*features, *[("pairs of classes", i, 3) for i in (1, 2, 3)]]
+    told.clear()
+    read_head(model, iter(batches), progress=lambda *one: told.append(one))
+    assert told == [("features", i, i) for i in (1, 2, 3)], "as many as are known"
 
 
 def test_the_local_distance_of_a_linear_model_is_the_distance(batches):

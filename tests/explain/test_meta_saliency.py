@@ -98,6 +98,35 @@ def test_bad_steps_and_targets_are_refused(model, images):
         meta_saliency(attribute, model, images, 7)
 
 
+def test_what_is_no_model_or_no_method_is_refused(model, images):
+    attribute = NormGrad(model, "2").attribute
+    for call, words in (
+        (lambda: meta_saliency("x", model, images, 1), "attribute is 'x'"),
+        (lambda: meta_saliency(attribute, "m", images, 1), "the model is 'm'"),
+        (lambda: meta_saliency(attribute, model, images, 1, lr="a"), "lr is 'a'"),
+        (lambda: meta_saliency(attribute, model, images[:0], 1), "no inputs"),
+        (lambda: meta_saliency(attribute, model, images[:, [0, 0]], 1), "cannot take inputs"),
+        (lambda: meta_saliency(lambda i, target: 3, model, images, 1), "attribute gave a int"),
+        (lambda: class_sensitivity(3, model, images), "attribute is 3"),
+        (lambda: class_sensitivity(attribute, None, images), "the model is None"),
+        (lambda: class_sensitivity(attribute, model, images[:, [0, 0]]), "cannot take inputs"),
+        (lambda: class_sensitivity(lambda i, target: 3, model, images), "attribute gave a int"),
+    ):
+        with pytest.raises(InputError, match=words):
+            call()
+
+
+def test_progress_is_told_of_images_and_of_classes(model, images):
+    told = []
+    attribute = NormGrad(model, "2").attribute
+    say = lambda *one: told.append(one)  # noqa: E731
+    meta_saliency(attribute, model, images, 1, progress=say)
+    assert told == [("meta-saliency", i, 5) for i in range(1, 6)]
+    told.clear()
+    class_sensitivity(attribute, model, images, progress=say)
+    assert told == [("class sensitivity", 1, 2), ("class sensitivity", 2, 2)]
+
+
 def test_ranks_are_those_of_scipy():
     stats = pytest.importorskip("scipy.stats")
     generator = torch.Generator().manual_seed(0)

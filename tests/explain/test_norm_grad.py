@@ -1,5 +1,7 @@
 """NormGrad against autograd through real layers, closed forms, and Captum's call shape."""
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -186,8 +188,9 @@ def test_the_same_numbers_come_in_chunks_and_from_one_image_at_a_time(model, ima
         torch.testing.assert_close(
             method.attribute(images, target, internal_batch_size=size), whole, rtol=1e-10, atol=0
         )
-    with pytest.raises(InputError, match="internal_batch_size is 0"):
-        method.attribute(images, target, internal_batch_size=0)
+    for size in (0, 1.5, "2", True):
+        with pytest.raises(InputError, match="internal_batch_size is"):
+            method.attribute(images, target, internal_batch_size=size)
 
 
 def test_several_layers_are_resized_scaled_and_multiplied(model, images):
@@ -268,6 +271,62 @@ def test_a_perceptron_on_images_is_explained_at_its_input():
     assert method.layers == ["input"]
     with pytest.raises(InputError, match="no places"):
         NormGrad(model, "1").attribute(torch.rand(2, 1, 3, 4), 0)
+
+
+def test_a_layer_may_be_the_module_itself(model, images):
+    assert NormGrad(model, model[4]).layers == ["4"]
+    assert NormGrad(model, [model[4], "1", model[2]]).layers == ["1", "2", "4"]
+    whole = nn.Sequential(model[:5], model[5:])
+    assert NormGrad(whole, whole[0]).layers == ["0"], "a Sequential is one layer, not those in it"
+    torch.testing.assert_close(
+        norm_grad(whole, images, 1, whole[0]), norm_grad(model, images, 1, "4")
+    )
+    for layer, words in (
+        (nn.ReLU(), "ReLU is not part of this model"),
+        (model, "whole model"),
+        (4, "names or globs"),
+        ([4], "names or globs"),
+    ):
+        with pytest.raises(InputError, match=words):
+            NormGrad(model, layer)
+
+
+def test_progress_is_told_of_each_pass(model, images):
+    told = []
+    method = NormGrad(model, "4")
+    for call in (method.attribute, method.layer_maps):
+        call(images, 0, internal_batch_size=4, progress=lambda *one: told.append(one))
+    assert told == 2 * [("maps", 4, 6), ("maps", 6, 6)]
+
+
+@pytest.mark.parametrize("as_tuple", [False, True], ids=["tensor", "tuple"])
+@pytest.mark.parametrize(
+    ("target", "classes"),
+    [
+        (2, [2] * 6),
+        (torch.tensor(2), [2] * 6),
+        (torch.tensor([2]), [2] * 6),
+        ((2,), [2] * 6),
+        ([0, 1, 2, 2, 1, 0], [0, 1, 2, 2, 1, 0]),
+        (torch.tensor([0, 1, 2, 2, 1, 0]), [0, 1, 2, 2, 1, 0]),
+        ([(0,), (1,), (2,), (2,), (1,), (0,)], [0, 1, 2, 2, 1, 0]),
+    ],
+    ids=["int", "scalar", "tensor of one", "tuple", "list", "tensor", "list of tuples"],
+)
+def test_targets_and_inputs_are_those_of_captum(model, images, target, classes, as_tuple):
+    method = NormGrad(model, model[4])
+    inputs = (images,) if as_tuple else images
+    found = method.attribute(inputs, target, None, internal_batch_size=4)
+    each = [method.attribute(images[i : i + 1], classes[i]) for i in range(6)]
+    torch.testing.assert_close(found, torch.cat(each))
+
+
+def test_arguments_are_named_and_ordered_as_captums():
+    named = inspect.signature(NormGrad.attribute).parameters
+    assert list(named)[1:4] == ["inputs", "target", "additional_forward_args"]
+    assert named["target"].default is named["additional_forward_args"].default is None
+    assert named["internal_batch_size"].default is None
+    assert list(inspect.signature(NormGrad).parameters)[:2] == ["model", "layers"]
 
 
 def test_captums_way_of_calling_it(model, images):
@@ -355,28 +414,17 @@ def test_a_vision_transformer_is_explained_on_its_tokens(vit):
     assert own_weight.shape == (2, 1, 16, 16)
 
 
-def test_a_text_model_is_explained_token_by_token():
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=20,
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=8,
-        num_labels=2,
-    )
-    model = transformers.BertForSequenceClassification(config)
+def test_a_text_model_is_explained_token_by_token(bert):
     batch = {
         "input_ids": torch.randint(20, (2, 5)),
         "attention_mask": torch.tensor([[1] * 5, [1, 1, 1, 0, 0]]),
     }
-    found = NormGrad(model, "bert.embeddings").attribute(batch, 1)
+    found = NormGrad(bert, "bert.embeddings").attribute(batch, 1)
     assert found.shape == (2, 5)
     assert found[1, 3:].tolist() == [0, 0]
     assert float(found.max()) == 1
     with pytest.raises(InputError, match="name a layer"):
-        NormGrad(model, "input").attribute(batch, 1)
+        NormGrad(bert, "input").attribute(batch, 1)
 
 
 def test_names_that_are_not_known_get_the_nearest(model):
@@ -402,6 +450,33 @@ def test_names_that_are_not_known_get_the_nearest(model):
         combine([torch.ones(1)], "product", "linear")
     with pytest.raises(InputError, match="empty"):
         NormGrad(model, [])
+
+
+def test_options_of_wrong_types_are_refused(model, images):
+    for options, words in (
+        ({"identity": 3}, "unknown identity"),
+        ({"aggregate": []}, "unknown aggregate"),
+        ({"combine": []}, "unknown combination"),
+        ({"combine": "sum", "weights": None}, "weights"),
+        ({"combine": "sum", "weights": ["a"]}, "weights"),
+        ({"pixel_range": 3}, "the least and the largest"),
+        ({"pixel_range": (1, 0)}, "the least and the largest"),
+        ({"pixel_range": "ab"}, "pixel_range"),
+    ):
+        with pytest.raises(InputError, match=words):
+            NormGrad(model, "1", **options)
+    with pytest.raises(InputError, match="the model is 'net'"):
+        NormGrad("net")
+    with pytest.raises(InputError, match="unknown saliency method"):
+        NormGrad.of([], model)
+    # Where layers are chosen, the model is run before it is recorded.
+    for chosen in (None, "4"):
+        with pytest.raises(InputError, match="cannot take inputs of the shape"):
+            NormGrad(model, chosen).attribute(images[:, :1], 0)
+        with pytest.raises(InputError, match=r"cannot take inputs.*what its forward takes"):
+            NormGrad(model, chosen).attribute(images, 0, additional_forward_args=3)
+        with pytest.raises(InputError, match="type that it was trained on"):
+            NormGrad(model, chosen).attribute(images.float(), 0)
 
 
 def test_images_that_cannot_be_are_refused(model, images):
@@ -483,3 +558,26 @@ def test_maps_are_drawn_over_their_images(model, images):
         saliency_plot(images[:2], maps)
     with pytest.raises(InputError, match="no map"):
         saliency_plot(images[:0], maps[:0])
+    for other in (["a"], 5, {"a": 5}):
+        with pytest.raises(InputError, match="must be a tensor or an array"):
+            saliency_plot(images, other)
+    with pytest.raises(InputError, match=r"\(h, w\) or \(c, h, w\)"):
+        overlay(images, maps)
+
+
+def test_a_product_is_shown_as_the_geometric_mean(images):
+    pytest.importorskip("matplotlib")
+    import matplotlib
+
+    matplotlib.use("agg")
+    grey = torch.zeros(4, 4)
+    one, other = (torch.rand(4, 4, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
+    mean = (one * other).sqrt()
+    assert (overlay(grey, one * other, power=0.5) == overlay(grey, mean)).all()
+    assert (overlay(grey, one * other) != overlay(grey, mean)).any()
+    maps = torch.rand(2, 1, 8, 8)
+    figure = saliency_plot(images[:2].numpy(), {"a": maps, "b": maps.numpy()}, power={"b": 1 / 3})
+    assert [ax.get_title() for ax in figure.axes[1:3]] == ["a", "b, power 0.33"]
+    for power in (0, -1, "a"):
+        with pytest.raises(InputError, match="power is"):
+            overlay(grey, one, power=power)

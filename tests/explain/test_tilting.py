@@ -193,6 +193,20 @@ def test_the_drawn_boundary_is_where_the_score_is_0():
     np.testing.assert_allclose(points @ plane.normal + plane.offset, 0, atol=1e-9)
 
 
+def test_a_strength_without_a_number_is_said_in_words():
+    pytest.importorskip("matplotlib")
+    import matplotlib
+
+    matplotlib.use("agg")
+    X, y, _, b = cloud()
+    away = -nearest_centroid(X, y)[0]
+    report = tilt_report(away, b, X, y)
+    assert "strength infinite" in str(report)
+    assert report.to_dict()["strength"] is None
+    assert "strength infinite" in tilting_plane(away, b, X, y).plot().get_title()
+    assert "infinite (median)" in str(tilt_pairs(np.stack([0 * away, away]), [0, b], X, y, [0, 1]))
+
+
 def test_pairs_of_many_classes_are_the_reports_of_two():
     generator = np.random.default_rng(0)
     X, y = generator.normal(size=(60, 4)), np.repeat(["a", "b", "c"], 20)
@@ -246,12 +260,27 @@ def test_what_has_no_angle_is_refused():
         ((w, b, X[0], y), "give"),
         ((0 * w, b, X, y), "w is 0"),
         ((w, math.nan, X, y), "not finite"),
+        (("w", b, X, y), "w is 'w'"),
+        ((w, "b", X, y), "b is 'b'"),
+        ((w, [b], X, y), "give one number"),
+        ((w, b, "X", y), "the samples is 'X'"),
         ((w, b, X * np.nan, y), "not finite"),
         ((w, b, np.concatenate([X[:40], X[:40]]), y), "means of the two classes are equal"),
     ):
         with pytest.raises(InputError, match=words):
             tilt_report(*arguments)
+    for centroids in (5, (w,), "ab", (w, "b")):
+        with pytest.raises(InputError, match="centroids"):
+            tilt_report(w, b, X, y, centroids=centroids)
+    for direction, phi in (("v", 0.1), (w[::-1], "a"), (w[::-1], math.inf)):
+        with pytest.raises(InputError, match=r"give|array of numbers"):
+            tilt(w, b, direction, phi)
+    for call in (lambda: nearest_centroid(X[0], y), lambda: class_means(X, y[:3])):
+        with pytest.raises(InputError, match=r"give \(n, d\)"):
+            call()
     W = np.stack([0 * w, w])
+    with pytest.raises(InputError, match="classes is 5"):
+        tilt_pairs(W, np.zeros(2), X, y, 5)
     with pytest.raises(InputError, match="single class"):
         tilt_pairs(W, np.zeros(2), X, 0 * y, [0, 1])
     with pytest.raises(InputError, match="no score"):

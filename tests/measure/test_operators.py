@@ -199,6 +199,16 @@ def test_a_shift_is_the_operator_and_a_multiple_of_the_identity():
     assert shifted.description.endswith("+ 0.3 I")
 
 
+def test_a_shift_may_differ_between_coordinates():
+    model, batch = mlp()
+    ggn = GaussNewton(model, cross_entropy, [batch])
+    plain, each = matrix(ggn), torch.rand(57, dtype=DOUBLE)
+    close(matrix(Shift(ggn, each)), plain + torch.diag(each))
+    assert Shift(ggn, each).description.endswith("+ a diagonal")
+    with pytest.raises(InputError, match="one for each of the 57 coordinates"):
+        Shift(ggn, each[:3])
+
+
 def test_each_batch_gives_its_own_products():
     model, batch = mlp()
     v, seen = torch.randn(57, 2, dtype=DOUBLE), []

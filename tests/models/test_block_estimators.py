@@ -145,16 +145,27 @@ def test_too_few_steps_warn():
 def test_bad_options_say_what_is_wrong():
     X, y = regression()
     for options, words in (
-        ({"l1": -1.0}, "l1 must be"),
-        ({"l2": -1.0}, "l2 must be"),
+        ({"l1": -1.0}, "l1 is -1.0"),
+        ({"l2": -1.0}, "l2 is -1.0"),
         ({"block_size": 0}, "block_size"),
         ({"selection": "best"}, "unknown selection"),
+        ({"block_size": 1.5}, "block_size is 1.5"),
+        ({"l1": "a"}, "l1 is 'a'"),
+        ({"l2": None}, "l2 is None"),
+        ({"max_iter": "a"}, "max_iter is 'a'"),
+        ({"tol": "a"}, "tol is 'a'"),
         ({"update": "hb", "l1": 1.0}, "use 'tmp' or 'lb'"),
     ):
         with pytest.raises(InputError, match=words):
             clone(GreedyLinearRegressor(**options)).fit(X, y)
-    with pytest.raises(InputError, match="n_neighbors"):
-        GreedyLabelPropagation(n_neighbors=0).fit(X, np.arange(442) % 2)
+    for options, words in (
+        ({"n_neighbors": 0}, "n_neighbors is 0"),
+        ({"n_neighbors": 1.5}, "n_neighbors is 1.5"),
+        ({"max_iter": "a"}, "max_iter is 'a'"),
+        ({"tol": -1}, "tol is -1"),
+    ):
+        with pytest.raises(InputError, match=words):
+            GreedyLabelPropagation(**options).fit(X, np.arange(442) % 2)
     with pytest.raises(InputError, match="no class"):
         GreedyLabelPropagation().fit(X, np.full(442, -1))
 

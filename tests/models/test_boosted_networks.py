@@ -356,15 +356,19 @@ def test_bad_input_is_named_with_its_mend():
         ({"units": 2, "units_per_step": 3}, "not one stage"),
         ({"units": 0}, "units is 0"),
         ({"units_per_step": 1.5}, "units_per_step is 1.5"),
-        ({"learning_rate": 0}, "learning_rate is 0: give a number above 0"),
+        ({"learning_rate": 0}, "learning_rate is 0: give a finite number above 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
-        ({"subsample": 1.5}, "subsample is 1.5: give a number above 0 and not above 1"),
-        ({"alpha": -1}, "alpha is -1: give a number of 0 or above"),
+        ({"subsample": 1.5}, "subsample is 1.5: give a finite number above 0 and not above 1"),
+        ({"alpha": -1}, "alpha is -1: give a finite number 0 or above"),
         ({"max_iter": True}, "max_iter is True"),
         ({"validation_fraction": 2}, "validation_fraction is 2"),
+        ({"validation_fraction": 0.001}, "of 40 samples cannot be held out"),
+        ({"units": "a"}, "units is 'a'"),
     ):
         with pytest.raises(InputError, match=words):
             BoostedNetworkClassifier(**{**SMALL, **options}).fit(X, y)
+    with pytest.raises(InputError, match="y has targets that are missing"):
+        BoostedNetworkRegressor(**SMALL).fit(X, [None, *y[1:]])
     model = BoostedNetworkClassifier(**SMALL).fit(X, y)
     for use in (model.predict, model.predict_proba, model.decision_function):
         with pytest.raises(InputError, match="stages is 5, and there are 4: give 0 up to 4"):

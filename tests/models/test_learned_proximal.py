@@ -3,6 +3,7 @@
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -227,11 +228,39 @@ def test_negative_weights_are_refused_until_they_are_clipped():
         (lambda: ConvLPN()(torch.zeros(1, 1, 2, 8)), "smaller than"),
         (lambda: PatchLPN(LPN(9), 3, 3)(torch.zeros(1, 1, 7, 9)), "stride 3"),
         (lambda: LPN(3).prior(torch.zeros(1, 3)).log_density, "no sigma"),
+        (lambda: LPN(4.5), "dim is 4.5"),
+        (lambda: LPN(True), "dim is True"),
+        (lambda: LPN(3, hidden="a"), "hidden is 'a'"),
+        (lambda: LPN(3, layers=1.0), "layers is 1.0"),
+        (lambda: LPN(3, beta="a"), "beta is 'a'"),
+        (lambda: LPN(3, alpha=None), "alpha is None"),
+        (lambda: ConvLPN(kernel=3.0), "kernel is 3.0"),
+        (lambda: PatchLPN(nn.Linear(4, 4), 2), "a Linear: give an LPN"),
+        (lambda: PatchLPN(LPN(4), 2.0), "side is 2.0"),
+        (lambda: PatchLPN(LPN(4), 2, 1.0), "stride is 1.0"),
+        (lambda: LPN(3)("y"), "y must be a tensor"),
+        (lambda: LPN(3)(np.zeros((2, 3))), "torch.from_numpy"),
+        (lambda: LPN(3).potential(None), "y must be a tensor"),
+        (lambda: LPN(3).prior([1.0]), "y must be a tensor"),
+        (lambda: LPN(3).prior(torch.full((1, 3), math.nan)), "not finite"),
+        (lambda: LPN(3).prior(torch.zeros(1, 3), steps=1.5), "steps is 1.5"),
+        (lambda: LPN(3).prior(torch.zeros(1, 3), tolerance=-1), "tolerance is -1"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_mend(make, words):
     with pytest.raises(InputError, match=words):
         make()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_of_another_type_than_the_weights_are_refused_with_the_mend(kind):
+    net = network(kind)
+    y = samples(kind, 2).float()
+    for call in (net, net.potential):
+        with pytest.raises(InputError, match=r"float32 and the network of torch\.float64: give"):
+            call(y)
+    assert net(y.double()).dtype == net.float()(y).double().dtype
+    assert net.float().prior(y.double()).value.isfinite().all(), "the prior is in float64 anyway"
 
 
 def test_it_is_a_module_that_says_what_it_was_trained_on():

@@ -199,6 +199,12 @@ def test_positions_of_a_new_vit_begin_as_sines():
         (lambda: MaskedViT(vit(), width=12, heads=5), "width 12 and 5 heads"),
         (lambda: MaskedViT(vit(), depth=-1), "depth is -1"),
         (lambda: MaskedViT(vit(image_size=(8, 12))), "square"),
+        (lambda: MaskedViT("vit"), "a str has no patches"),
+        (lambda: MaskedViT(vit(), width=0), "width is 0"),
+        (lambda: MaskedViT(vit(), depth=1.5), "depth is 1.5"),
+        (lambda: MaskedViT(vit(), heads="a"), "heads is 'a'"),
+        (lambda: begin_with_positions("vit"), "the ViT is 'vit'"),
+        (lambda: begin_with_positions(torch.nn.Linear(2, 2)), "the ViT is a Linear"),
     ],
 )
 def test_models_that_cannot_be_are_refused(build, words):
@@ -223,6 +229,13 @@ def test_images_and_masks_that_do_not_fit_are_refused(images, mask, words):
         MaskedViT(vit())(images, mask)
 
 
+def test_what_is_no_tensor_is_refused():
+    model, images = MaskedViT(vit()), torch.rand(2, 2, 12, 12)
+    for arguments in (("x",), (images.numpy(),), (images, "mask"), (images, [[True]])):
+        with pytest.raises(InputError, match="must be a tensor"):
+            model(*arguments)
+
+
 def test_masks_are_drawn_on_their_images(tmp_path):
     pytest.importorskip("matplotlib").use("svg")
     model = masked_vit().float().train()
@@ -236,3 +249,11 @@ def test_masks_are_drawn_on_their_images(tmp_path):
     assert blue.sum() == 5 * 16
     with pytest.raises(InputError, match="at least one image"):
         mask_plot(model, images[:0])
+    for arguments, words in (
+        (("model", images), "the model is 'model'"),
+        ((model, "images"), "images must be a tensor"),
+        ((model, images, "objective"), "the objective is 'objective'"),
+        ((model, images, None, "seed"), "seed is 'seed'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            mask_plot(*arguments)

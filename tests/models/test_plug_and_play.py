@@ -160,9 +160,10 @@ def restore(b=None, operator=None, net=None, method=pnp_admm, **options):
     return method(net or patches(), operator or identity(), image() if b is None else b, **given)
 
 
-def trained():
+def trained(sigma=0.0):
     net = patches()
     net.range.copy_(torch.tensor([0.0, 1.0]))
+    net.sigma.fill_(sigma)
     return net
 
 
@@ -198,11 +199,44 @@ def broken():
         ({"start": torch.zeros(1, 1, 3, 3)}, "start has the shape"),
         ({"method": pnp_pgd, "weight": 2.0}, "Lower the weight to 1"),
         ({"net": broken()}, "1 negative weights"),
+        ({"net": "net"}, "denoiser is 'net'"),
+        ({"net": lambda y: 3}, "makes 3 of an image"),
+        ({"net": lambda y: y[:, :, :2]}, r"makes \(1, 1, 2, 9\) of an image"),
+        ({"net": torch.nn.Linear(5, 5)}, "does not take images"),
+        ({"operator": "blur"}, "operator is 'blur'"),
+        ({"operator": lambda x: x}, "give a LinearMap"),
+        ({"b": "b"}, "b must be a tensor"),
+        ({"b": image().numpy()}, "torch.from_numpy"),
+        ({"b": image().float()}, r"float32 and the network of torch\.float64"),
+        ({"net": patches().float()}, r"float64 and the network of torch\.float32"),
+        ({"weight": "a"}, "weight is 'a'"),
+        ({"weight": None, "noise": "a", "net": trained(0.1)}, "noise is 'a'"),
+        ({"start": "a"}, "start must be a tensor"),
+        ({"start": image().float()}, "start has the shape"),
+        ({"steps": 1.5}, "steps is 1.5"),
+        ({"tolerance": -1.0}, "tolerance is -1.0"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_mend(options, words):
     with pytest.raises(InputError, match=words):
         restore(**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: LinearMap("f", "a"), "forward is 'f'"),
+        (lambda: masking([1, 0]), "mask must be a tensor"),
+        (lambda: blurring("a"), "the blur's std is 'a'"),
+        (lambda: blurring(0), "the blur's std is 0"),
+        (lambda: sensing("m", (4,)), "matrix must be a tensor"),
+        (lambda: sensing(torch.ones(2, 4), 4), "shape is 4"),
+        (lambda: sensing(torch.ones(2, 4), (2.0, 2)), "a side of shape is 2.0"),
+    ],
+)
+def test_operators_of_wrong_arguments_are_refused(make, words):
+    with pytest.raises(InputError, match=words):
+        make()
 
 
 def test_a_denoiser_that_runs_away_is_stopped():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -138,3 +139,47 @@ def test_a_gamma_or_a_schedule_that_cannot_be_is_refused():
         ProximalMatching(1.0).loss(torch.zeros(2, 3), torch.zeros(2, 1))
     with pytest.raises(InputError, match="stages=5"):
         proximal_schedule(4, 3, stages=5)
+    for make, words in (
+        (lambda: ProximalMatching("a"), "gamma is 'a'"),
+        (lambda: ProximalMatching(None), "gamma is None"),
+        (lambda: proximal_schedule(4.5), "dim is 4.5"),
+        (lambda: proximal_schedule(4, 2.5), "steps is 2.5"),
+        (lambda: proximal_schedule(4, start="a"), "start is 'a'"),
+        (lambda: proximal_schedule(4, lr="a"), "lr is 'a'"),
+        (lambda: proximal_schedule(4, gamma=-1.0), "gamma is -1.0"),
+        (lambda: proximal_schedule(4, stages=1.5), "stages is 1.5"),
+        (lambda: Stage(2.5, 1e-3), "steps is 2.5"),
+        (lambda: Stage(2, -1e-3), "lr is -0.001"),
+        (lambda: Stage(2, 1e-3, "l1"), "objective is 'l1'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"net": "net"}, "the model is 'net'"),
+        ({"net": nn.Sequential()}, "without weights"),
+        ({"net": nn.Linear(2, 5)}, r"makes \(2, 5\)"),
+        ({"net": nn.Linear(5, 5)}, "does not take samples"),
+        ({"samples": "x"}, "samples must be a tensor"),
+        ({"samples": np.zeros((3, 2))}, "torch.from_numpy"),
+        ({"samples": torch.tensor(1.0)}, "0 samples"),
+        ({"samples": lambda count, generator: 3}, "samples must be a tensor"),
+        ({"sigma": "a"}, "sigma is 'a'"),
+        ({"sigma": None}, "sigma is None"),
+        ({"batch": 2.5}, "batch is 2.5"),
+        ({"batch": 0}, "batch is 0"),
+        ({"seed": "a"}, "seed is 'a'"),
+        ({"schedule": 5}, "no list of Stage"),
+        ({"schedule": [3]}, "no list of Stage"),
+        ({"schedule": []}, "empty"),
+        ({"optimizer": "adam"}, "optimizer is 'adam'"),
+        ({"optimizer": lambda p: 3}, "makes no optimizer"),
+    ],
+)
+def test_arguments_of_wrong_types_are_refused(options, words):
+    given = {"net": LPN(2, 4, 2), "samples": torch.rand(9, 2), "sigma": 0.1, **options}
+    with pytest.raises(InputError, match=words):
+        fit_lpn(**given)

@@ -377,6 +377,42 @@ def test_bad_options_are_named(given, words):
         make_objective("hard-patches-mining", **given)
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: HardPatchMasker()(torch.rand(8)), r"give \(images, patches\)"),
+        (lambda: HardPatchMasker()(torch.rand(2, 2, 4)), r"give \(images, patches\)"),
+        (lambda: HardPatchMasker()(torch.full((2, 8), math.nan)), "not a number"),
+        (lambda: HardPatchMasker()(torch.ones(2, 8).bool()), "of torch.bool"),
+        (lambda: HardPatchMasker()([[1.0] * 8]), "hardness must be a tensor"),
+        (lambda: HardPatchMasker().counts(8.5), "patches is 8.5"),
+        (lambda: HardPatchMasker().counts("a"), "patches is 'a'"),
+        (lambda: complementary_masks(torch.rand(8), 0.75), r"give \(images, patches\)"),
+        (lambda: complementary_masks("x", 0.75), "hardness must be a tensor"),
+        (lambda: fold_scores("m", torch.rand(2, 8), 0.75), "the model is 'm'"),
+        (lambda: fold_scores(nn.Linear(2, 2), torch.rand(2, 8), 0.75), "give a MaskedViT"),
+        (lambda: fold_scores(Tiny(), "x", 0.75), "images must be a tensor"),
+        (lambda: patch_losses(torch.rand(2, 3), torch.rand(2, 4)), "both one shape"),
+        (lambda: patch_losses("a", "b"), "reconstruction must be a tensor"),
+        (lambda: relative_loss(torch.rand(4), torch.rand(4)), r"give \(n, M\)"),
+        (lambda: relative_loss(torch.rand(2, 4), torch.rand(2, 5)), "both one shape"),
+        (lambda: absolute_loss(torch.rand(4), torch.rand(4)), r"give \(n, M\)"),
+        (lambda: absolute_loss(torch.rand(2, 1), torch.rand(2, 1)), "no variance"),
+        (lambda: ranking_agreement(torch.rand(4), torch.rand(4)), r"give \(n, M\)"),
+        (lambda: HardPatchesMining(ranking=[]), "unknown ranking"),
+        (lambda: HardPatchesMining(score=3), "unknown score"),
+    ],
+)
+def test_hardness_and_losses_of_another_shape_are_refused(call, words):
+    with pytest.raises(InputError, match=words):
+        call()
+
+
+def test_where_nothing_is_chosen_by_hardness_it_need_not_be_known():
+    mask = HardPatchMasker()(torch.full((2, 8), math.nan), progress=0.0)
+    assert (mask.sum(1) == 6).all()
+
+
 def test_the_model_and_the_images_are_asked_for():
     with pytest.raises(InputError, match="begins with a model"):
         HardPatchesMining().begin(Setting(4, 1, 2, 1))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from torch import nn
 
+from flatminima.arguments import above, below, between, finite, truth, whole
 from flatminima.errors import InputError
 from flatminima.objectives import ConRLoss, ELRLoss, ELRPlus, PSKDLoss
-from flatminima.objectives.options import above, below, between, finite, truth, whole
 from flatminima.objectives.registry import registered as objectives
 from flatminima.reparam.registry import registered as reparams
 

@@ -78,6 +78,11 @@ def test_a_state_of_another_solver_is_refused():
     ):
         with pytest.raises(InputError, match="state is of a solver"):
             other.load_state_dict(state)
+    for options in ({"partition": "order"}, {"partition": None}, {"l1": 0.1, "update": "lb"}):
+        made = {"update": "lb"} | options
+        state = GreedyBCD(LeastSquares(A, Y), 4, update="lb").state_dict()
+        with pytest.raises(InputError, match="other blocks, another l1 or bounds"):
+            GreedyBCD(LeastSquares(A, Y), 4, **made).load_state_dict(state)
 
 
 def test_margins_stay_true_over_many_steps():

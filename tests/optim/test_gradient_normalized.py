@@ -588,6 +588,39 @@ def test_a_closure_that_cannot_be_is_refused():
         optimizer.step(lambda: x)
 
 
+@pytest.mark.parametrize("curvature", [GaussNewton, EmpiricalFisher, Hessian])
+def test_sparse_gradients_and_unused_weights_are_no_trouble(curvature):
+    words, classes = torch.randint(6, (20,)), torch.randint(3, (20,))
+    objective, ends = Supervised(), []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(6, 4, sparse=sparse), nn.Linear(4, 3)).double()
+        model.add_module("2", nn.Identity())
+        model[2].unused = nn.Parameter(torch.ones(2).double())
+
+        def matrix(model=model):
+            return curvature(model, objective, [(words, classes)])
+
+        optimizer = GNS(model.named_parameters(), matrix, max_iter=5)
+
+        def closure(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = objective(model, (words, classes))
+            loss.backward()
+            return loss
+
+        before = optimizer.step(closure).item()
+        assert optimizer.last.loss < before
+        assert torch.equal(model[2].unused, torch.ones(2).double())
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*ends, rtol=1e-8, atol=1e-10)
+
+
+def test_data_parallel_asks_for_processes():
+    with pytest.raises(InputError, match="there is no process group"):
+        GNS([nn.Parameter(torch.ones(2))], lambda: None, data_parallel=True)
+
+
 def test_its_gradients_cannot_be_perturbed():
     optimizer, _ = trainer(network())
     with pytest.raises(InputError, match="GNS calls its closure itself"):

@@ -62,7 +62,7 @@ def test_targets_are_ends_of_names():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"rank": 0}, "rank is 0: give a whole number of at least 1"),
+        ({"rank": 0}, "rank is 0: give a whole number of 1 or above"),
         ({"rank": 2, "alpha": -1.0}, "alpha is -1.0"),
         ({"rank": 2, "dropout": 1.0}, "dropout is 1.0"),
         ({"rank": 2, "targets": "query"}, "no layer is called 'query'"),

@@ -56,6 +56,25 @@ def test_heads_are_told_beside_accuracies_as_means_over_runs(folder):
     ]
 
 
+def test_an_infinite_strength_is_said_to_be_one(folder):
+    for seed, method in ((0, "plain"), (0, "nso"), (1, "nso")):
+        told = explained(95.0)
+        told["head"]["median_strength"] = None
+        write(folder / method / f"seed-{seed}" / "explain.json", told)
+    table, *_ = explanations(read([folder])).blocks
+    assert [row[4].text for row in table.rows] == ["infinite in 1 of 2 runs", "infinite"]
+    assert "infinite where the angle is 90 degrees or more" in " ".join(table.notes)
+
+
+def test_a_file_without_a_strength_says_nothing_of_one(folder):
+    for seed in (0, 1):
+        told = explained(40.0)
+        del told["head"]["median_strength"]
+        write(folder / "plain" / f"seed-{seed}" / "explain.json", told)
+    table, *_ = explanations(read([folder])).blocks
+    assert table.rows[0][4].text == "-"
+
+
 def test_each_image_is_shown_with_the_map_of_each_run(folder):
     galleries = [b for b in explanations(read([folder])).blocks if b.kind == "gallery"]
     assert [g.title for g in galleries] == ["Where they look: cat"] * 2

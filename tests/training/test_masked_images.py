@@ -1,15 +1,16 @@
 """Pretraining on masked images, from the command line to the ViT that is fine-tuned."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from flatminima.cli import main
 from flatminima.errors import InputError
-from flatminima.models.hard_patches import MaskedViT
+from flatminima.models.hard_patches import DECODER_KEYS, MaskedViT
 from flatminima.training import loop, models, prepared
 from flatminima.training.data import DataSpec, encode, load
 from flatminima.training.recipe import Recipe
@@ -75,6 +76,38 @@ def test_a_checkpoint_is_a_vit_that_finetune_takes(tiny, tmp_path, capsys):
     )
     assert code == 0, errors
     assert "test_accuracy" in printed
+
+
+def test_decoders_left_in_the_file_are_no_warning_and_other_keys_are(tiny, tmp_path, caplog):
+    pretrain(tmp_path / "p", tiny, epochs=1)
+    checkpoint = tmp_path / "p/checkpoints/last"
+    logging = transformers.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_warning()
+    try:
+        caplog.clear()
+        for task in ("classification", "masked-images"):
+            prepared.prepare(Recipe.from_flat({"task": task, "model": str(checkpoint)}))
+        quiet = caplog.text
+        caplog.clear()
+        weights = load_file(checkpoint / "model.safetensors")
+        weights["stranger.weight"] = torch.zeros(1)
+        save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+        prepared.prepare(Recipe.from_flat({"model": str(checkpoint)}))
+        loud = caplog.text
+    finally:
+        logging.set_verbosity(before)
+    assert "UNEXPECTED" not in quiet
+    assert "classifier" in quiet, "a new head is told of as ever"
+    assert "stranger.weight" in loud
+    assert "reconstructor" not in loud
+
+
+def test_the_keys_of_decoders_are_those_beside_the_vit(tiny):
+    found = transformers.ViTModel(transformers.ViTConfig(**TINY), add_pooling_layer=False)
+    for name in MaskedViT(found).state_dict():
+        known = any(re.search(pattern, name) for pattern in DECODER_KEYS)
+        assert known != name.startswith("vit.")
 
 
 def test_the_vit_of_the_house_is_for_both(tmp_path):

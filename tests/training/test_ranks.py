@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from flatminima.training.recipe import Recipe
-from flatminima.training.run import finetune
+from flatminima.training.run import finetune, resume
 
 VALUES = {"epochs": 2, "measure": False, "batch_size": 30, "pretrain": False}
 
@@ -105,6 +105,32 @@ def test_ranks_that_tune_themselves_have_the_same_knobs(two_ranks):
     first, second = two_ranks("nso", tune_warmup=0.0, **tune)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert first["1.home"].abs().min() > 0.01
+
+
+def test_what_two_ranks_began_by_curvature_one_process_ends(tmp_path):
+    values = {"optimizer": "gns", "batch_size": 67, "epochs": 1}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    words += ["--no-measure", "--no-pretrain", "--out", str(tmp_path / "a")]
+    done = run_ranks("-m", "flatminima", "finetune", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    before = json.loads((tmp_path / "a/results.json").read_text())
+    (tmp_path / "a/results.json").unlink()
+    recipe = (tmp_path / "a/recipe.yaml").read_text()
+    (tmp_path / "a/recipe.yaml").write_text(recipe.replace("epochs: 1\n", "epochs: 2\n"))
+    after = resume(tmp_path / "a")
+    assert after["steps"] == 2 * before["steps"]
+    assert after["metrics"]["test_loss"] < before["metrics"]["test_loss"]
+
+
+def test_ranks_accept_the_same_steps_by_curvature(tmp_path, two_ranks):
+    # 67 samples, so that the processes have parts of different sizes (200 = 67 + 67 + 66).
+    values = {"optimizer": "gns", "batch_size": 67, "weight_decay": 0.01}
+    first, second = two_ranks("plain", **values)
+    finetune(Recipe.from_flat({**VALUES, **values}), tmp_path / "one")
+    alone = load_file(tmp_path / "one/checkpoints/last/model.safetensors")
+    for name, tensor in alone.items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_ranks_agree_on_when_to_stop_early(tmp_path):

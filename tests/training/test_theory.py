@@ -151,7 +151,7 @@ def test_sizes_that_cannot_be_are_refused():
         load(DataSpec("matrix-sensing(d=5;rank=9)"), 0)
     with pytest.raises(InputError, match=r"measurements is 2\.5"):
         load(DataSpec("matrix-sensing(measurements=2.5)"), 0)
-    with pytest.raises(InputError, match="no option 'm'"):
+    with pytest.raises(InputError, match="unknown option of matrix-sensing 'm'"):
         load(DataSpec("matrix-sensing(m=5)"), 0)
     with pytest.raises(InputError, match="terms of cosines is 0"):
         load(DataSpec("cosines(terms=0)"), 0)

@@ -14,7 +14,8 @@ from flatminima.reparam import DistancePenalty
 from flatminima.training import loop
 from flatminima.training.checks import for_methods
 from flatminima.training.input_noise import NoisyInputs, with_noise
-from flatminima.training.knobs import asked_knobs, with_values
+from flatminima.training.interrupts import Interrupted
+from flatminima.training.knobs import asked_knobs, check_tuner_is_used, with_values
 from flatminima.training.methods import specialize
 from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe
@@ -181,6 +182,92 @@ def test_maid_sets_the_penalties_before_the_run_and_a_resumed_run_keeps_them(tmp
     assert resume(tmp_path / "a")["tuned"]["values"]["weight_decay"] == 0.5
 
 
+def test_the_knobs_of_the_best_weights_are_those_reported(tmp_path, monkeypatch):
+    # The second epoch's end is made the best.
+    scores = iter([0.5, 0.9, 0.1])
+    monkeypatch.setattr(loop, "_validate", lambda run: {"accuracy": next(scores), "loss": 1.0})
+    results = finetune(
+        recipe(tune="weight_decay", tune_warmup=0.0, tune_lr=0.3, keep="best"), tmp_path / "a"
+    )
+    way = {record["step"]: record["tuned"] for record in lines(tmp_path / "a") if "tuned" in record}
+    last_of_second = max(step for step in way if step <= results["steps"] * 2 // 3)
+    assert results["tuned"]["values"] == pytest.approx(way[last_of_second])
+    assert results["tuned"]["values"] != pytest.approx(way[max(way)], rel=1e-3)
+
+
+def test_settings_of_a_tuner_without_a_knob_are_refused():
+    check_tuner_is_used(recipe())
+    check_tuner_is_used(recipe(tuner="maid", perturb="plain:tune=weight_decay"))
+    with pytest.raises(InputError, match="--tuner is of a tuner"):
+        check_tuner_is_used(recipe(tuner="maid"))
+    with pytest.raises(InputError, match="--tune-trials is of a tuner"):
+        check_tuner_is_used(recipe(tune_trials=9))
+    with pytest.raises(InputError, match="names no knob"):
+        check_tuner_is_used(recipe(tune=" ,"))
+
+
+def test_maid_starts_where_the_recipe_says():
+    asked = recipe(tune="weight_decay,distance_penalty(start=0.3)", tuner="maid")
+    knobs = asked_knobs(asked)
+    assert (knobs["weight_decay"].start, knobs["distance_penalty"].start) == (0.01, 0.3)
+    assert asked_knobs(asked.but(weight_decay=2.0))["weight_decay"].start == 2.0
+
+
+def test_maid_holds_a_weight_decay_that_is_not_tuned(tmp_path):
+    values = {"tune": "distance_penalty", "tuner": "maid", "epochs": 1}
+    ends = [
+        finetune(recipe(**values, weight_decay=w), tmp_path / str(w))["tuned"]["validation_of_head"]
+        for w in (0.01, 1.0)
+    ]
+    # All of it is in the head's loss, so what the head begins at depends on it.
+    assert ends[0][0] != pytest.approx(ends[1][0], rel=1e-3)
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
+    values = {"tune": "weight_decay", "tuner": "sweep", "epochs": 10}
+    finetune(recipe(**values), tmp_path / "whole")
+    saved, real = [], loop.save
+
+    def stops(run, state, name="last"):
+        real(run, state, name)
+        saved.append(state.step)
+        if len(saved) == 5:
+            raise Interrupted("stopped")
+
+    monkeypatch.setattr(loop, "save", stops)
+    with pytest.raises(Interrupted, match=rf"in trial 2 of 4.*--resume {tmp_path / 'cut'}$"):
+        finetune(recipe(**values), tmp_path / "cut")
+    monkeypatch.setattr(loop, "save", real)
+    found = resume(tmp_path / "cut")
+    assert found["tuned"] == json.loads((tmp_path / "whole/results.json").read_text())["tuned"]
+    assert same_bits(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_trial_that_diverges_is_not_the_best_and_ends_nothing(tmp_path, monkeypatch):
+    real = loop.gather_gradient
+
+    def breaks(run, state, samples, batch):
+        loss = real(run, state, samples, batch)
+        return loss * math.nan if run.directory.path.name == "2" and state.step == 3 else loss
+
+    monkeypatch.setattr(loop, "gather_gradient", breaks)
+    values = {"tune": "weight_decay", "tuner": "sweep", "epochs": 10}
+    trials = finetune(recipe(**values), tmp_path / "a")["tuned"]["trials"]
+    assert [trial["validation_loss"] is None for trial in trials] == [False, False, True, False]
+    assert trials[2]["gradients"] == 3
+    monkeypatch.setattr(loop, "gather_gradient", lambda *given: real(*given) * math.nan)
+    with pytest.raises(InputError, match="no trial has a finite validation loss"):
+        finetune(recipe(**values), tmp_path / "b")
+    assert not (tmp_path / "b/trials").exists()
+
+
+def test_a_sweep_may_lie_beside_where_the_knob_starts():
+    knob = asked_knobs(recipe(tune="input_noise(low=0.2;high=0.8)", tuner="sweep"))["input_noise"]
+    assert [p["input_noise"] for p in grid({"input_noise": knob}, 2)] == pytest.approx(
+        [0.2 * 4**0.25, 0.2 * 4**0.75]
+    )
+
+
 def test_a_sweep_shares_the_epochs_and_takes_the_best_trial(tmp_path):
     values = {"tune": "weight_decay,label_smoothing", "tuner": "sweep", "epochs": 10}
     results = finetune(recipe(**values), tmp_path / "a")
@@ -272,8 +359,11 @@ def test_noise_on_inputs_has_the_strength_of_each_sample():
             {"tune": "sigma", "perturb": "nso", "strength_schedule": "linear"},
             "--strength-schedule",
         ),
-        ({"tune": "label_smoothing", "tuner": "maid"}, "unknown knob of MAID"),
-        ({"tune": "sigma", "perturb": "nso", "tuner": "maid"}, "moves knobs along the gradient"),
+        ({"tune": "label_smoothing", "tuner": "maid"}, "take --tuner stn or --tuner sweep"),
+        ({"tune": "sigma", "perturb": "nso", "tuner": "maid"}, "no part of the head's problem"),
+        ({"tune": "weight_decay(low=0.1)", "tuner": "maid"}, "maid makes no use of low"),
+        ({"tune": "weight_decay(start=0)", "tuner": "maid"}, "start between them"),
+        ({"tune": "input_noise(start=0.2)", "tuner": "sweep"}, "sweep makes no use of start"),
         ({"tune": "weight_decay", "tuner": "sweep", "epochs": 3}, "are shared by 4 trials"),
         ({"tune_trials": 1}, "--tune-trials is 1"),
         ({"tuner": "bayes"}, "unknown value of --tuner"),

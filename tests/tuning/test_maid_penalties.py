@@ -79,6 +79,18 @@ def test_the_distance_alone_is_tuned_beside_a_fixed_weight_decay():
     assert found.descent.low - 1e-7 <= again <= found.descent.high + 1e-7
 
 
+def test_each_penalty_starts_where_it_is_told():
+    first = {"weight_decay": 0.3, "distance_penalty": 0.02}
+    found = tune(knobs=["distance_penalty", "weight_decay"], start=first, steps=1)
+    own = torch.tensor([found.penalties[name] for name in first]).log()
+    # One step of MAID from there, along the gradient of the logarithms.
+    moved = own - torch.tensor(list(first.values())).log()
+    assert 0 < moved.norm() <= 1.01 * found.descent.history[0].gradient
+    alone = tune(knobs=["distance_penalty"], start=first)
+    again = refitted(0.3, 0.3, alone.penalties["distance_penalty"])
+    assert alone.descent.low - 1e-7 <= again <= alone.descent.high + 1e-7
+
+
 def test_the_model_is_left_as_it_was_and_the_result_is_plain_numbers():
     model = network().train()
     model[0].eval()
@@ -99,6 +111,8 @@ def test_the_model_is_left_as_it_was_and_the_result_is_plain_numbers():
         ({"knobs": ["weightdecay"]}, "did you mean 'weight_decay'"),
         ({"knobs": []}, "give a list of names"),
         ({"start": 0.0}, "start is 0.0"),
+        ({"start": {"weight_decay": -1.0}}, "start is -1.0"),
+        ({"start": {"decay": 0.1}}, "unknown penalty in start 'decay'"),
         ({"head": "4"}, "unknown linear layer '4'"),
     ],
 )

@@ -10,8 +10,6 @@ from typing import Any
 from flatminima.cli import flags
 from flatminima.cli.places import Places
 from flatminima.errors import InputError, unknown
-from flatminima.training.metrics import metric_names
-from flatminima.training.named import check_named
 from flatminima.training.recipe import Recipe, option_types, read
 
 BESIDE = ("perturb", "seeds", "vary", "small", "about")
@@ -87,6 +85,8 @@ def parse(file: Path, *, small: bool) -> Asked:
             contradict each other, a method or an option that does not exist, one given twice, a
             field that cannot be varied; each with the line.
     """
+    from flatminima.training.named import check_named
+
     content = experiment(file, small=small)
     places = Places(file)
     fields = {key: value for key, value in content.items() if key not in BESIDE}
@@ -125,6 +125,8 @@ def _check_keys(places: Places, asked: Mapping[str, Any], *way: str) -> None:
 
 
 def _check_about(places: Places, about: Mapping[str, Any]) -> None:
+    from flatminima.training.metrics import metric_names
+
     for key, value in about.items():
         where = places.where("about", str(key))
         if key not in ABOUT:

@@ -132,7 +132,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _print(one: Explanation) -> None:
     accuracy = "" if one.accuracy is None else f"test accuracy {one.accuracy:.4g}; "
-    print(f"{one.name}: {accuracy}{'no head' if one.tilts is None else f'layer {one.tilts}'}")
+    head = "no head" if one.tilts is None else f"layer {one.tilts} of the training set"
+    print(f"{one.name}: {accuracy}{head}")
     if one.maps is not None:
         print(f"  maps of {', '.join(one.maps.layers)}: {one.maps.why}")
         for row in one.maps.rows:
@@ -164,7 +165,13 @@ def _draw_maps(found: list[Explanation], path: Path) -> None:
         for name, one in zip(names, shown, strict=True)
         if one.maps is not None
     }
-    saliency_plot(first.images, maps, labels).savefig(path, dpi=150)
+    # A product of layers is seen as their geometric mean, and else at a pixel or two.
+    powers = {
+        name: 1 / len(one.maps.layers)
+        for name, one in zip(names, shown, strict=True)
+        if one.maps is not None
+    }
+    saliency_plot(first.images, maps, labels, power=powers).savefig(path, dpi=150)
     print(f"drawn in {path}")
 
 

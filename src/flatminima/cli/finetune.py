@@ -48,6 +48,7 @@ def carry_out(
     """
     recipe = Recipe.from_flat(said)
     out = arguments.resume or arguments.out
+    from flatminima.training.knobs import check_tuner_is_used
     from flatminima.training.methods import check_strengths
     from flatminima.training.run import (
         CHANGEABLE,
@@ -58,6 +59,7 @@ def carry_out(
 
     if arguments.resume is None:
         check_strengths(said, [recipe.perturb.perturb])
+        check_tuner_is_used(recipe)
     fixed = sorted(flag(name) for name in said if name not in CHANGEABLE)
     if arguments.resume is not None and fixed:
         raise InputError(

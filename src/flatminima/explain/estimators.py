@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from flatminima.arguments import floats, function
 from flatminima.errors import InputError
 from flatminima.explain.tilting import Floats, TiltReport, tilt_report
 from flatminima.explain.tilting_pairs import PairTilts, tilt_pairs
+from flatminima.progress import Progress, silent
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +40,11 @@ def linear_scores(estimator: Any) -> LinearScores:
     """A fitted linear classifier as weights in the space of its inputs.
 
     Taken are estimators with `coef_`, `intercept_` and `classes_` (logistic regression, linear
-    support vector machines, ridge and perceptron classifiers, linear discriminant analysis, ...),
-    and pipelines that end in one, behind steps that are affine (scalers, principal components):
-    the weights are brought back through them, so that angles and distances are those of inputs.
+    support vector machines, ridge and perceptron classifiers, linear discriminant analysis, ...);
+    `OneVsRestClassifier` of such; `NearestCentroid` of Euclidean distances; searches that found
+    one; and pipelines that end in one, behind steps that are affine (scalers, principal
+    components): the weights are brought back through them, so that angles and distances are those
+    of inputs. The scores decide as the estimator's `predict` does.
 
     Args:
         estimator: Fitted.
@@ -48,16 +52,23 @@ def linear_scores(estimator: Any) -> LinearScores:
     Raises:
         InputError: one that is not linear, no classifier, or not fitted; a step that is not affine.
     """
+    # A search over settings is what it found.
+    estimator = getattr(estimator, "best_estimator_", estimator)
     steps = getattr(estimator, "steps", None)
     if steps is not None:
         found = linear_scores(steps[-1][1])
         return _through([step for _, step in steps[:-1]], found)
-    # A search over settings is what it found.
-    estimator = getattr(estimator, "best_estimator_", estimator)
+    if isinstance(estimator, type):
+        raise InputError(f"{estimator.__name__} is a class: give one that is made and fitted")
+    if hasattr(estimator, "estimators_") and hasattr(estimator, "multilabel_"):
+        return _one_against_the_rest(estimator)
+    if hasattr(estimator, "centroids_"):
+        return _nearest_centroids(estimator)
     name = type(estimator).__name__
     coefficients = getattr(estimator, "coef_", None)
     if coefficients is None:
-        fitted = any(key.endswith("_") and not key.startswith("_") for key in vars(estimator))
+        keys = getattr(estimator, "__dict__", ())
+        fitted = any(key.endswith("_") and not key.startswith("_") for key in keys)
         kernel = getattr(estimator, "kernel", None)
         if not fitted:
             raise InputError(f"{name} is not fitted, or is no estimator: fit it first")
@@ -66,13 +77,11 @@ def linear_scores(estimator: Any) -> LinearScores:
             f"{said} is not linear, or has no coef_ to say how, so it has no one boundary to tilt: "
             "give a linear estimator, such as LogisticRegression or LinearSVC"
         )
-    classes = getattr(estimator, "classes_", None)
-    if classes is None:
+    if getattr(estimator, "classes_", None) is None:
         raise InputError(f"{name} is no classifier: give one, such as LogisticRegression")
-    dense = coefficients.toarray() if hasattr(coefficients, "toarray") else coefficients
-    weight = np.atleast_2d(np.asarray(dense, dtype=np.float64))
-    bias = np.broadcast_to(np.asarray(estimator.intercept_, dtype=np.float64), len(weight))
-    names = tuple(value.item() if isinstance(value, np.generic) else value for value in classes)
+    weight = np.atleast_2d(floats("coef_", coefficients))
+    bias = np.broadcast_to(floats("intercept_", estimator.intercept_), len(weight))
+    names = _names(estimator)
     if len(names) == 2 and len(weight) == 1:
         return LinearScores(np.concatenate([0 * weight, weight]), np.array([0.0, bias[0]]), names)
     # Three classes have three pairs too, so that counting rows would not tell them.
@@ -91,12 +100,13 @@ def tilt_estimator(estimator: Any, X: ArrayLike, y: ArrayLike, **options: Any) -
         estimator: Fitted; see `linear_scores`.
         X: Samples (n, d), as the estimator takes them.
         y: Their classes (n,).
-        options: Of `tilt_pairs`: `centroids`, where X are not the samples trained on.
+        options: Of `tilt_pairs`: `centroids`, where X are not the samples trained on; `progress`.
 
     Raises:
         InputError: an estimator that is not linear; samples of a single class, or that do not fit.
     """
     found = linear_scores(estimator)
+    estimator = getattr(estimator, "best_estimator_", estimator)
     name = type(getattr(estimator, "steps", [("", estimator)])[-1][1]).__name__
     return tilt_pairs(found.weight, found.bias, X, y, found.classes, of=name, **options)
 
@@ -136,6 +146,8 @@ def tilt_path(
     y: ArrayLike,
     X_validation: ArrayLike,
     y_validation: ArrayLike,
+    *,
+    progress: Progress = silent,
 ) -> TiltPath:
     """Fit an estimator for each value of its regularization, and report how each is tilted.
 
@@ -149,26 +161,90 @@ def tilt_path(
         y: Their classes.
         X_validation: Samples to choose by.
         y_validation: Their classes.
+        progress: Called with ("tilt path", estimators fitted, estimators).
 
     Raises:
-        InputError: no values; other numbers of classes than two; an estimator that is not linear.
+        InputError: no values; other numbers of classes than two; an estimator that is not linear;
+            shapes that do not fit.
     """
-    if not len(values):
+    function("factory", factory)
+    path = floats("values", values)
+    if path.ndim != 1:
+        raise InputError(f"values is {values!r}: give a list of numbers to fit with")
+    if not len(path):
         raise InputError("values is empty: give at least one to fit with")
+    floats("X", X)
+    count = len(np.unique(np.asarray(y)))
+    if count != 2:
+        raise InputError(f"a path is of two classes, and these are {count}")
     reports, accuracies = [], []
-    known = {name: np.asarray(part) for name, part in (("X", X_validation), ("y", y_validation))}
-    for value in values:
-        estimator = factory(value).fit(X, y)
+    held, classes = floats("X_validation", X_validation), np.asarray(y_validation)
+    if held.ndim != 2 or classes.shape != held.shape[:1]:
+        raise InputError(
+            f"the validation samples have the shape {held.shape} and their classes "
+            f"{classes.shape}: give (n, d) and (n,)"
+        )
+    for done, value in enumerate(values, 1):
+        estimator = factory(value)
+        if not hasattr(estimator, "fit"):
+            raise InputError(f"factory gave {estimator!r}: have it make an estimator with fit")
+        estimator = estimator.fit(X, y)
         found = linear_scores(estimator)
-        if len(found.classes) != 2:
-            raise InputError(f"a path is of two classes, and these are {len(found.classes)}")
         w, b = found.between(0, 1)
         reports.append(tilt_report(w, b, X, y))
-        chosen = np.asarray(found.classes)[(known["X"] @ w + b > 0).astype(int)]
-        accuracies.append(float((chosen == known["y"]).mean()))
+        if held.shape[1] != len(w):
+            raise InputError(f"X_validation has {held.shape[1]} features, and X {len(w)}")
+        predicted = np.asarray(found.classes)[(held @ w + b > 0).astype(int)]
+        accuracies.append(float((predicted == classes).mean()))
+        progress("tilt path", done, len(path))
     order = range(len(values))
     best = max(order, key=lambda k: (accuracies[k], -reports[k].deviation_angle))
-    return TiltPath(tuple(map(float, values)), tuple(reports), tuple(accuracies), best)
+    return TiltPath(tuple(path.tolist()), tuple(reports), tuple(accuracies), best)
+
+
+def _one_against_the_rest(estimator: Any) -> LinearScores:
+    """The scores of scikit-learn's `OneVsRestClassifier`: each class's own, highest wins."""
+    if estimator.multilabel_:
+        raise InputError(
+            "this OneVsRestClassifier gives several labels a sample, so that no boundary lies "
+            "between two: give one of its estimators_, or fit it on one class a sample"
+        )
+    rows = [linear_scores(one).between(0, 1) for one in estimator.estimators_]
+    weight, bias = np.stack([w for w, _ in rows]), np.array([b for _, b in rows])
+    if len(rows) == 1:
+        weight, bias = np.concatenate([0 * weight, weight]), np.array([0.0, *bias])
+    return LinearScores(weight, bias, _names(estimator))
+
+
+def _nearest_centroids(estimator: Any) -> LinearScores:
+    r"""The scores of scikit-learn's `NearestCentroid`: $x \cdot c_k - |c_k|^2 / 2$.
+
+    With priors that are not uniform it measures distances in units of the standard deviations
+    within classes, and adds the logarithm of the prior.
+    """
+    metric = getattr(estimator, "metric", "euclidean")
+    if metric != "euclidean":
+        raise InputError(
+            f"NearestCentroid with the metric {metric!r} is not linear: take metric='euclidean'"
+        )
+    centroids = floats("centroids_", estimator.centroids_)
+    scale, prior = np.ones(centroids.shape[1]), np.ones(len(centroids))
+    given = getattr(estimator, "class_prior_", None)
+    if given is not None and not np.isclose(given, 1 / len(centroids)).all():
+        deviation = floats("within_class_std_dev_", estimator.within_class_std_dev_)
+        scale, prior = np.where(deviation == 0, 1.0, deviation), np.asarray(given)
+    weight = centroids / scale**2
+    with np.errstate(divide="ignore"):
+        bias = np.log(prior) - (centroids * weight).sum(1) / 2
+    if not np.isfinite(bias).all():
+        raise InputError("a class has the prior 0, and no boundary: fit it without this class")
+    return LinearScores(weight, bias, _names(estimator))
+
+
+def _names(estimator: Any) -> tuple[Any, ...]:
+    return tuple(
+        value.item() if isinstance(value, np.generic) else value for value in estimator.classes_
+    )
 
 
 def _through(steps: list[Any], scores: LinearScores) -> LinearScores:

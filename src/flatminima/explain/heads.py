@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flatminima.arguments import network
 from flatminima.errors import InputError, unknown
+from flatminima.explain.predicting import predicted, scores
 from flatminima.explain.recording import at_rest
 from flatminima.explain.samples import first as first_of
+from flatminima.explain.samples import shape_of
+from flatminima.explain.samples import targets as targets_of
 from flatminima.explain.tilting import Floats
 from flatminima.explain.tilting_pairs import PairTilts, tilt_pairs
-from flatminima.objectives.supervised import inputs_and_targets, logits
+from flatminima.objectives.supervised import inputs_and_targets
+from flatminima.progress import Progress, silent
 
 
 class NoHead(InputError):
@@ -41,19 +46,30 @@ class Head:
     targets: np.ndarray[Any, np.dtype[np.int64]]
 
 
-def read_head(model: nn.Module, batches: Iterable[Any], head: str | None = None) -> Head:
+def read_head(
+    model: nn.Module,
+    batches: Iterable[Any],
+    head: str | None = None,
+    *,
+    progress: Progress = silent,
+) -> Head:
     """The last linear layer of a network and its features, in evaluation mode.
 
     Args:
         model: Gives logits (n, classes) or an output with `.logits`.
         batches: As `Supervised` takes them, with class indices.
         head: The name of a `Linear` layer; None for the one whose output the logits are.
+        progress: Called with ("features", batches done, batches, or those done where the batches
+            do not say how many they are).
 
     Raises:
         InputError: no batch; no such layer, with the nearest name that is; a layer that is not
-            linear, or takes no one vector a sample.
+            linear, or takes no one vector a sample; targets that are no classes of the head.
         NoHead: no linear layer gives the logits (an `InputError`).
     """
+    network(model)
+    if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+        raise InputError(f"batches is a {type(batches).__name__}: give a loader, or a list of them")
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     if head is not None and head not in linear:
         if head in dict(model.named_modules()):
@@ -61,23 +77,38 @@ def read_head(model: nn.Module, batches: Iterable[Any], head: str | None = None)
             raise InputError(f"the layer {head!r} is a {kind}, and tilting is of a Linear")
         raise unknown("linear layer", head, linear)
     features, targets = [], []
+    total = len(batches) if isinstance(batches, Sized) else 0
     for batch in batches:
         inputs, labels = inputs_and_targets(batch)
+        count = first_of(inputs).shape[0]
+        if not isinstance(labels, Tensor) or labels.shape != (count,):
+            raise InputError(
+                f"the targets are {shape_of(labels)} for {count} samples: give the class of each, "
+                "an int64 tensor (n,)"
+            )
+        targets_of(labels, count, labels.device)
         with at_rest(model, labels.device), torch.no_grad():
             name, found = _into(model, linear, inputs, head)
         head = name
         features.append(found.double().cpu().numpy())
         targets.append(labels.cpu().numpy())
+        progress("features", len(features), max(len(features), total))
     if head is None or not features:
         raise InputError("there is no batch to read features of: give at least one")
     layer = linear[head]
+    known = np.concatenate(targets)
+    if not 0 <= known.min(initial=0) <= known.max(initial=0) < layer.out_features:
+        raise InputError(
+            f"the targets go from {known.min()} to {known.max()}, and the layer {head!r} has the "
+            f"classes 0 to {layer.out_features - 1}"
+        )
     bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
     return Head(
         head,
         layer.weight.detach().double().cpu().numpy(),
         bias.detach().double().cpu().numpy(),
         np.concatenate(features),
-        np.concatenate(targets),
+        known,
     )
 
 
@@ -87,6 +118,7 @@ def tilt_head(
     *,
     head: str | None = None,
     classes: Sequence[Any] | None = None,
+    progress: Progress = silent,
 ) -> PairTilts:
     """How the head of a network is tilted in the space of its own features, two classes by two.
 
@@ -101,11 +133,14 @@ def tilt_head(
         batches: As `Supervised` takes them; of the training set, whose means the angle is about.
         head: The name of a `Linear` layer; None for the one whose output the logits are.
         classes: Names of the classes; None for their indices.
+        progress: Called as `read_head` and `tilt_pairs` do.
 
     Raises:
         InputError: as `read_head`; samples of a single class.
     """
-    found = read_head(model, batches, head)
+    if classes is not None and not isinstance(classes, Sequence):
+        raise InputError(f"classes is {classes!r}: give the names of the classes in a list")
+    found = read_head(model, batches, head, progress=progress)
     known = len(found.weight) if classes is None else len(classes)
     if known != len(found.weight):
         raise InputError(f"{known} names for the {len(found.weight)} classes of {found.name!r}")
@@ -118,6 +153,7 @@ def tilt_head(
         np.array([names[int(index)] for index in found.targets], dtype=object),
         [names[index] for index in indices],
         of=found.name,
+        progress=progress,
     )
 
 
@@ -132,7 +168,7 @@ def local_distance(model: nn.Module, inputs: Any, targets: Tensor) -> Tensor:
     Args:
         model: Gives logits (n, classes); run in evaluation mode, and put back.
         inputs: Floating-point samples (n, ...).
-        targets: Their classes, int64 (n,).
+        targets: Their classes, whole numbers (n,), or one for all.
 
     Returns:
         (n,), in units of the inputs; of samples whose gradient is 0 infinite.
@@ -140,16 +176,20 @@ def local_distance(model: nn.Module, inputs: Any, targets: Tensor) -> Tensor:
     Raises:
         InputError: inputs that have no gradient, or a model of a single class.
     """
+    network(model)
     x = first_of(inputs)
+    classes = targets_of(targets, len(x), x.device)
+    if classes is None:
+        raise InputError("distances are those from a class: give targets")
     if not x.is_floating_point() or not isinstance(inputs, Tensor):
         raise InputError("distances are measured in inputs of floating-point numbers")
     with at_rest(model, x.device):
         leaf = x.detach().clone().requires_grad_()
-        predicted = logits(model, leaf)
-        if predicted.dim() != 2 or predicted.shape[1] < 2:
+        outputs = predicted(model, leaf)
+        if outputs.dim() != 2 or outputs.shape[1] < 2:
             raise InputError("a boundary lies between two classes, and the model has one")
-        own = predicted.gather(1, targets[:, None]).squeeze(1)
-        others = predicted.scatter(1, targets[:, None], -torch.inf).amax(1)
+        own = scores(outputs, classes)
+        others = outputs.scatter(1, classes[:, None], -torch.inf).amax(1)
         score = own - others
         (gradient,) = torch.autograd.grad(score.sum(), leaf)
     slope: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
@@ -171,7 +211,7 @@ def _into(
         if head in (None, name)
     ]
     try:
-        predicted = logits(model, inputs)
+        outputs = predicted(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -179,7 +219,7 @@ def _into(
         last = [
             name
             for name, (_, output) in seen.items()
-            if output.shape == predicted.shape and torch.equal(output, predicted)
+            if output.shape == outputs.shape and torch.equal(output, outputs)
         ]
         if not last:
             raise NoHead(

@@ -24,7 +24,7 @@ def check_identity(name: str) -> None:
     """
     if name in ("bias", "scaling", "own"):
         return
-    sized = _SIZED.fullmatch(name)
+    sized = _SIZED.fullmatch(name) if isinstance(name, str) else None
     if sized is None:
         raise unknown("identity", name, IDENTITIES)
     if sized[2] != sized[3] or int(sized[2]) % 2 == 0:

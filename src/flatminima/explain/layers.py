@@ -4,44 +4,77 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from flatminima.arguments import network
 from flatminima.errors import InputError, unknown
-from flatminima.objectives.supervised import logits
+from flatminima.explain.predicting import predicted
 
 INPUT = "input"
 """The name of the place before the first layer, in models that have no layer of this name."""
+
+Layers: TypeAlias = str | nn.Module | Iterable[str | nn.Module]
+"""Names, globs or modules."""
 
 MOST = 4
 """Layers that are chosen where none are named."""
 
 
-def named_layers(model: nn.Module, wanted: str | Iterable[str]) -> list[str]:
-    """The layers that names or globs mean, in the model's order.
+def named_layers(model: nn.Module, wanted: Layers) -> list[str]:
+    """The layers that names, globs or modules mean, in the model's order.
 
     Args:
         model: The model.
         wanted: Names as `model.named_modules()` has them, or globs (`*`, `?`, `[...]`); "input" for
-            the place before the first layer.
+            the place before the first layer; or modules of the model themselves.
 
     Raises:
-        InputError: none given, or one that no layer has, with the nearest name that is.
+        InputError: none given, or one that no layer has, with the nearest name that is; a module
+            that is not part of the model, or is the model.
     """
     known = [name for name, _ in model.named_modules() if name]
-    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+    patterns = _listed(wanted)
     if not patterns:
         raise InputError("layers is empty: name at least one layer")
     chosen: set[str] = set()
     for pattern in patterns:
+        if isinstance(pattern, nn.Module):
+            chosen.add(_name_of(pattern, model))
+            continue
         matched = fnmatch.filter(known, pattern)
         if not matched and pattern != INPUT:
             raise unknown("layer", pattern, known)
         chosen.update(matched or [INPUT])
     before = [INPUT] if INPUT in chosen and INPUT not in known else []
     return before + [name for name in known if name in chosen]
+
+
+def _listed(wanted: Any) -> list[Any]:
+    # A Sequential and a ModuleList are layers themselves, though they can be iterated over.
+    if isinstance(wanted, (str, nn.Module)):
+        return [wanted]
+    found = list(wanted) if isinstance(wanted, Iterable) else [wanted]
+    for one in found:
+        if not isinstance(one, (str, nn.Module)):
+            raise InputError(
+                f"layers holds {one!r}: give names or globs of layers, or the modules themselves"
+            )
+    return found
+
+
+def _name_of(layer: nn.Module, model: nn.Module) -> str:
+    if layer is model:
+        raise InputError("the layer is the whole model: give one of the layers in it")
+    names: list[str] = [name for name, module in model.named_modules() if module is layer]
+    if names:
+        return names[0]
+    raise InputError(
+        f"the layer {type(layer).__name__} is not part of this model: give one of its own "
+        "modules (of a copy of a model, those of the copy)"
+    )
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -64,7 +97,11 @@ def default_layers(model: nn.Module, inputs: Any) -> list[str]:
     Args:
         model: The model, in evaluation mode.
         inputs: One or a few samples, as the model takes them.
+
+    Raises:
+        InputError: inputs that the model cannot take.
     """
+    network(model)
     called: dict[str, tuple[int, tuple[int, ...]]] = {}
     twice: set[str] = set()
 
@@ -82,7 +119,7 @@ def default_layers(model: nn.Module, inputs: Any) -> list[str]:
         if name
     ]
     try:
-        logits(model, inputs)
+        predicted(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from flatminima.arguments import floats
 from flatminima.errors import InputError, unknown
 
 COMBINATIONS = ("product", "sum", "geometric")
@@ -116,7 +117,7 @@ def _shares(weights: str | Sequence[float], count: int) -> list[float]:
             raise unknown("choice of weights", weights, WEIGHTS)
         given = [1.0] * count if weights == "uniform" else [float(i + 1) for i in range(count)]
     else:
-        given = [float(weight) for weight in weights]
+        given = floats("weights", weights).reshape(-1).tolist()
     good = all(math.isfinite(weight) and weight >= 0 for weight in given)
     if len(given) != count or not good or not sum(given):
         raise InputError(

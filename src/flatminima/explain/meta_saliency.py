@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatminima.arguments import between, function, network
 from flatminima.errors import InputError
 from flatminima.explain import samples
-from flatminima.explain.recording import scores
+from flatminima.explain.predicting import predicted, scores
 from flatminima.measure import Estimate
 from flatminima.measure.untouched import check_recording, untouched
-from flatminima.objectives.supervised import Supervised, logits
+from flatminima.objectives.supervised import Supervised
+from flatminima.progress import Progress, silent
 
 Attribute = Callable[..., Tensor]
 """`attribute(inputs, target=...) -> maps`, as `NormGrad.attribute` and Captum's methods are."""
@@ -30,6 +32,7 @@ def meta_saliency(
     *,
     lr: float = 2.5e-3,
     negate_loss: bool = False,
+    progress: Progress = silent,
     **options: Any,
 ) -> Tensor:
     r"""Maps of the model after one step of SGD towards the class asked about.
@@ -48,6 +51,7 @@ def meta_saliency(
         target: One class for all, or one a sample, int64 (n,).
         lr: $\eta$, 0 or above; 0 gives the plain maps.
         negate_loss: Step away from the class instead: what speaks against it.
+        progress: Called with ("meta-saliency", images done, images).
         options: Passed to `attribute`.
 
     Returns:
@@ -55,19 +59,23 @@ def meta_saliency(
         itself beyond `attribute`, and one copy of the weights.
 
     Raises:
-        InputError: an lr below 0; no target; a model that is not one of float parameters.
+        InputError: an lr below 0; no inputs, no target; what is no model or no method.
     """
-    if isinstance(lr, bool) or not math.isfinite(lr) or lr < 0:
-        raise InputError(f"lr is {lr!r}: give a finite number of 0 or above")
+    function("attribute", attribute)
+    network(model)
+    between("lr", lr, 0)
     first = samples.first(inputs)
     classes = samples.targets(target, len(first), first.device)
     if classes is None:
         raise InputError("meta-saliency steps towards a class: say which with target=")
+    if not len(first):
+        raise InputError("there are no inputs: give at least one")
     found = []
     for i in range(len(first)):
         one, own = samples.rows(inputs, i, i + 1, len(first)), classes[i : i + 1]
         with _stepped(model, one, own, -lr if negate_loss else lr):
-            found.append(attribute(one, target=own, **options))
+            found.append(_maps(attribute(one, target=own, **options)))
+        progress("meta-saliency", i + 1, len(first))
     return torch.cat(found)
 
 
@@ -82,9 +90,9 @@ def _stepped(model: nn.Module, inputs: Any, target: Tensor, lr: float) -> Iterat
         try:
             for parameter in parameters:
                 parameter.requires_grad_(True)
-            predicted = logits(model, inputs)
-            scores(predicted, target)
-            loss = nn.functional.cross_entropy(predicted, target)
+            outputs = predicted(model, inputs)
+            scores(outputs, target)
+            loss = nn.functional.cross_entropy(outputs, target)
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             with torch.no_grad():
                 for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -98,7 +106,9 @@ def _stepped(model: nn.Module, inputs: Any, target: Tensor, lr: float) -> Iterat
                     parameter.requires_grad_(needed)
 
 
-def class_sensitivity(attribute: Attribute, model: nn.Module, inputs: Any) -> Estimate:
+def class_sensitivity(
+    attribute: Attribute, model: nn.Module, inputs: Any, *, progress: Progress = silent
+) -> Estimate:
     """How alike the maps for the most and the least probable class of an image are.
 
     Spearman's rank correlation between the two maps, mean over images: 1 where a method does not
@@ -111,20 +121,27 @@ def class_sensitivity(attribute: Attribute, model: nn.Module, inputs: Any) -> Es
             `functools.partial(meta_saliency, NormGrad(model).attribute, model)`.
         model: Says which classes are the most and the least probable.
         inputs: As the model takes them.
+        progress: Called with ("class sensitivity", maps done, 2), those of all images for a class
+            being one; give `attribute` a progress of its own to see images.
 
     Returns:
         The mean with its standard error over images; images with a constant map are left out.
 
     Raises:
-        InputError: all maps are constant; a model of one class.
+        InputError: all maps are constant; a model of one class; what is no model or no method.
     """
+    function("attribute", attribute)
+    network(model)
     began = time.perf_counter()
     with untouched(model, Supervised(), samples.first(inputs).device), torch.no_grad():
-        predicted = logits(model, inputs)
-    if predicted.dim() != 2 or predicted.shape[1] < 2:
+        outputs = predicted(model, inputs)
+    if outputs.dim() != 2 or outputs.shape[1] < 2:
         raise InputError("class sensitivity compares two classes, and the model has one")
-    most, least = predicted.argmax(1), predicted.argmin(1)
-    found = spearman(attribute(inputs, target=most), attribute(inputs, target=least))
+    both = []
+    for classes in (outputs.argmax(1), outputs.argmin(1)):
+        both.append(_maps(attribute(inputs, target=classes)))
+        progress("class sensitivity", len(both), 2)
+    found = spearman(*both)
     found = found[found.isfinite()]
     if not len(found):
         raise InputError("all maps are constant: there is nothing to correlate, name other layers")
@@ -135,8 +152,14 @@ def class_sensitivity(attribute: Attribute, model: nn.Module, inputs: Any) -> Es
         samples=len(found),
         method="Spearman correlation of the maps for the most and the least probable class",
         seconds=time.perf_counter() - began,
-        dtype=str(predicted.dtype).removeprefix("torch."),
+        dtype=str(outputs.dtype).removeprefix("torch."),
     )
+
+
+def _maps(found: Any) -> Tensor:
+    if not isinstance(found, Tensor):
+        raise InputError(f"attribute gave a {type(found).__name__}: have it give a tensor of maps")
+    return found
 
 
 def spearman(one: Tensor, other: Tensor) -> Tensor:

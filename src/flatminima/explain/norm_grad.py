@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from flatminima.errors import InputError, unknown
+from flatminima.arguments import chosen, floats, network, whole
+from flatminima.errors import InputError
 from flatminima.explain import identities, maps, samples
-from flatminima.explain.layers import default_layers, named_layers
+from flatminima.explain.layers import Layers, default_layers, named_layers
 from flatminima.explain.outer_products import AGGREGATES
 from flatminima.explain.recording import Record, at_rest, record
+from flatminima.progress import Progress, silent
 
 METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -48,7 +50,8 @@ class NormGrad:
     several layers are multiplied or averaged. Gradient saliency, gradient times input and Grad-CAM
     are other cells of the same table; see `METHODS` and `of`.
 
-    Called as Captum's methods are: `NormGrad(model, layers).attribute(images, target=classes)`.
+    Called as Captum's methods of layers are, the layer given as a module or by name:
+    `NormGrad(model, model.conv).attribute(images, target=classes)`.
 
     Cost: one forward and backward pass; no outer product is built. Parameters are left alone; the
     model runs in evaluation mode, and its modes and buffers are put back.
@@ -61,8 +64,8 @@ class NormGrad:
 
     Args:
         model: Gives logits (n, classes), or an output with `.logits`, or one score a sample.
-        layers: Names or globs of `model.named_modules()`, or "input" for the place before the
-            first; None chooses as `default_layers` does.
+        layers: Modules of the model, or names or globs of `model.named_modules()`, one or several;
+            "input" for the place before the first; None chooses as `default_layers` does.
         identity: "bias", "scaling", "conv1x1", "conv3x3" or another odd square, "depthwise3x3", or
             "own", the real weight of a Conv2d or Linear.
         aggregate: From the matrix at a place to a number: "norm", "filter_norm" (of its positive
@@ -75,13 +78,14 @@ class NormGrad:
         pixel_range: The least and the largest value that an image may have; None allows all.
 
     Raises:
-        InputError: an unknown layer, identity, aggregate or combination (the nearest is suggested).
+        InputError: an unknown layer, identity, aggregate or combination (the nearest is suggested);
+            a module that is not part of the model.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        layers: str | Iterable[str] | None = None,
+        layers: Layers | None = None,
         *,
         identity: str = "conv1x1",
         aggregate: str = "norm",
@@ -93,15 +97,14 @@ class NormGrad:
         pixel_range: tuple[float, float] | None = PIXELS,
     ) -> None:
         identities.check_identity(identity)
-        if aggregate not in AGGREGATES:
-            raise unknown("aggregate", aggregate, AGGREGATES)
-        self.model = model
+        chosen("aggregate", aggregate, AGGREGATES)
+        self.model = network(model)
         self.layers = None if layers is None else named_layers(model, layers)
         self.identity, self.aggregate = identity, aggregate
         self.combine: Literal["product", "sum", "geometric"] = combine
         self.weights: Literal["uniform", "linear"] | Sequence[float] = weights
         self.mean_gradient, self.clamp = mean_gradient, clamp
-        self.channels_last, self.pixel_range = channels_last, pixel_range
+        self.channels_last, self.pixel_range = channels_last, _range(pixel_range)
         if self.layers is not None:
             maps.combine([torch.ones(1)] * len(self.layers), combine, weights)
 
@@ -110,7 +113,7 @@ class NormGrad:
         cls,
         method: str,
         model: nn.Module,
-        layers: str | Iterable[str] | None = None,
+        layers: Layers | None = None,
         **options: Any,
     ) -> NormGrad:
         """A known method: a name in `METHODS`, with options over its own.
@@ -118,8 +121,7 @@ class NormGrad:
         Raises:
             InputError: no such method, and as for `NormGrad`.
         """
-        if method not in METHODS:
-            raise unknown("saliency method", method, METHODS)
+        chosen("saliency method", method, METHODS)
         return cls(model, layers, **{**METHODS[method], **options})
 
     def attribute(
@@ -129,6 +131,7 @@ class NormGrad:
         additional_forward_args: Any = None,
         *,
         internal_batch_size: int | None = None,
+        progress: Progress = silent,
     ) -> Tensor:
         """A map for each sample, all layers in one.
 
@@ -140,6 +143,7 @@ class NormGrad:
             additional_forward_args: Passed to the model behind the inputs; tensors in it of one
                 entry a sample are cut up with them.
             internal_batch_size: Samples of a forward pass; None takes all at once.
+            progress: Called with ("maps", samples done, samples) after each pass.
 
         Returns:
             Maps in [0, 1], (n, 1, h, w) of the images' size; where inputs are no images, one value
@@ -151,7 +155,7 @@ class NormGrad:
         """
         parts = []
         for part, classes in self._chunks(
-            inputs, target, additional_forward_args, internal_batch_size
+            inputs, target, additional_forward_args, internal_batch_size, progress
         ):
             image, mask = samples.image_size(part), samples.mask(part)
             raw = self._raw(part, classes, image)
@@ -170,6 +174,7 @@ class NormGrad:
         additional_forward_args: Any = None,
         *,
         internal_batch_size: int | None = None,
+        progress: Progress = silent,
     ) -> dict[str, Tensor]:
         """The map of each layer by its name, as it is: at the layer's size, on no common scale.
 
@@ -178,7 +183,7 @@ class NormGrad:
         parts = [
             self._raw(part, classes, samples.image_size(part))
             for part, classes in self._chunks(
-                inputs, target, additional_forward_args, internal_batch_size
+                inputs, target, additional_forward_args, internal_batch_size, progress
             )
         ]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -209,8 +214,9 @@ class NormGrad:
         return values.clamp(min=0) if self.clamp else values
 
     def _chunks(
-        self, inputs: Any, target: Any, others: Any, size: int | None
-    ) -> list[tuple[Any, Tensor | None]]:
+        self, inputs: Any, target: Any, others: Any, size: int | None, progress: Progress
+    ) -> Iterator[tuple[Any, Tensor | None]]:
+        """The parts of the inputs; told of each when the next is asked for."""
         samples.check(inputs, self.pixel_range)
         first = samples.first(inputs)
         count, classes = len(first), samples.targets(target, len(first), first.device)
@@ -219,24 +225,29 @@ class NormGrad:
                 raise InputError("inputs by name carry all arguments: leave the additional out")
             before = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
             inputs = (*before, *(others if isinstance(others, tuple) else (others,)))
-        if size is not None and (isinstance(size, bool) or size < 1):
-            raise InputError(f"internal_batch_size is {size}: give 1 or more, or None")
-        step = size or count
-        return [
-            (
-                samples.rows(inputs, start, start + step, count),
-                None if classes is None else classes[start : start + step],
-            )
-            for start in range(0, count, step)
-        ]
+        step = count if size is None else whole("internal_batch_size", size, 1)
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            own = None if classes is None else classes[start:stop]
+            yield samples.rows(inputs, start, stop, count), own
+            progress("maps", stop, count)
 
 
 def norm_grad(
     model: nn.Module,
     x: Any,
     target: int | Sequence[int] | Tensor | None = None,
-    layers: str | Iterable[str] | None = None,
+    layers: Layers | None = None,
     **options: Any,
 ) -> Tensor:
     """The maps of `NormGrad(model, layers, **options).attribute(x, target)`, in one call."""
     return NormGrad(model, layers, **options).attribute(x, target)
+
+
+def _range(given: Any) -> tuple[float, float] | None:
+    if given is None:
+        return None
+    ends = floats("pixel_range", given)
+    if ends.shape != (2,) or not ends[0] < ends[1]:
+        raise InputError(f"pixel_range is {given!r}: give the least and the largest, or None")
+    return float(ends[0]), float(ends[1])

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from flatminima.errors import InputError
 from flatminima.explain.layers import INPUT, first_tensor
-from flatminima.explain.samples import shape_of
+from flatminima.explain.predicting import predicted, scores
 from flatminima.measure.untouched import check_recording, untouched
-from flatminima.objectives.supervised import Supervised, logits
+from flatminima.objectives.supervised import Supervised
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ def record(
         if name in modules
     ]
     try:
-        score = scores(_forward(model, inputs), target).sum()
+        score = scores(predicted(model, inputs), target).sum()
     finally:
         for handle in handles:
             handle.remove()
@@ -116,46 +116,6 @@ def record(
             raise InputError(f"the score does not depend on the layer {name!r}: name another")
         found[name] = Record(output.detach(), taken[name].detach(), gradient.detach())
     return found
-
-
-def scores(outputs: Tensor, target: Tensor | None) -> Tensor:
-    """The logit of each sample's class, (n,).
-
-    Raises:
-        InputError: no target for several outputs, one that is out of range, or outputs of another
-            shape.
-    """
-    if outputs.dim() == 1 or (outputs.dim() == 2 and outputs.shape[1] == 1 and target is None):
-        return outputs.flatten()
-    if outputs.dim() != 2:
-        raise InputError(
-            f"the model gives outputs of the shape {tuple(outputs.shape)}, and maps are for those "
-            "of (samples, classes)"
-        )
-    if target is None:
-        raise InputError(
-            f"the model gives {outputs.shape[1]} outputs a sample: say which with target="
-        )
-    classes = outputs.shape[1]
-    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < classes:
-        raise InputError(
-            f"a target is {int(target.max()) if target.max() >= classes else int(target.min())}, "
-            f"and the model has the classes 0 to {classes - 1}"
-        )
-    return outputs.gather(1, target.unsqueeze(1)).squeeze(1)
-
-
-def _forward(model: nn.Module, inputs: Any) -> Tensor:
-    try:
-        return logits(model, inputs)
-    except InputError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise InputError(
-            f"the model cannot take inputs of the shape {shape_of(inputs)}: {lines[0]}; give them "
-            "the size and the channels that it was trained on"
-        ) from error
 
 
 def _with_leaf(inputs: Any) -> tuple[Any, Tensor]:

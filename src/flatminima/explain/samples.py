@@ -58,6 +58,9 @@ def targets(target: Any, count: int, device: torch.device) -> Tensor | None:
     except (TypeError, ValueError, RuntimeError):
         found = torch.empty(0, 0)
     whole = not found.is_floating_point() and not found.is_complex() and found.dtype != torch.bool
+    # Captum's lists of places in the output, of which rows of logits have one: [(1,), (0,)].
+    if found.dim() == 2 and found.shape[1] == 1:
+        found = found[:, 0]
     if not whole or found.dim() > 1 or (found.dim() == 1 and len(found) not in (1, count)):
         raise InputError(
             f"target is {target!r}: give the class as a whole number, one for all samples or one "

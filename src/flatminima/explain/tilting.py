@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from flatminima.arguments import finite, floats
 from flatminima.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -65,9 +66,15 @@ class TiltReport:
     def __str__(self) -> str:
         return (
             f"{self.classes[0]} and {self.classes[1]}: tilted by {self.degrees:.1f} degrees, "
-            f"strength {self.strength:.3g}, adversarial distance {self.adversarial_distance:.3g} "
-            f"of {self.separation / 2:.3g}, accuracy {self.accuracy:.4g}, {self.samples} samples"
+            f"strength {strength_in_words(self.strength)}, "
+            f"adversarial distance {self.adversarial_distance:.3g} of {self.separation / 2:.3g}, "
+            f"accuracy {self.accuracy:.4g} on {self.samples} samples"
         )
+
+
+def strength_in_words(strength: float) -> str:
+    """A strength of three digits, or that it is infinite."""
+    return f"{strength:.3g}" if math.isfinite(strength) else "infinite"
 
 
 def tilt_report(
@@ -102,8 +109,10 @@ def tilt_report(
     weight, samples = _checked(w, b, X)
     labels, classes = _two_classes(y, len(samples))
     ours = labels == 1
+    if centroids is not None and (not isinstance(centroids, tuple | list) or len(centroids) != 2):
+        raise InputError("centroids is no pair: give the mean of the first class and the second's")
     low, high = centroids or (samples[~ours].mean(0), samples[ours].mean(0))
-    i, j = (np.asarray(mean, dtype=np.float64) for mean in (low, high))
+    i, j = (floats("centroids", mean) for mean in (low, high))
     if i.shape != weight.shape or j.shape != weight.shape:
         raise InputError(f"centroids have shapes {i.shape} and {j.shape}: give {weight.shape}")
     length, separation = float(np.linalg.norm(weight)), float(np.linalg.norm(j - i))
@@ -177,8 +186,9 @@ def tilt(
     Raises:
         InputError: shapes that do not fit, or a direction parallel to w.
     """
-    towards = np.asarray(direction, dtype=np.float64)
-    weight, towards = _checked(w, b, np.atleast_2d(towards))
+    finite("phi", phi)
+    finite("c", c)
+    weight, towards = _checked(w, b, np.atleast_2d(floats("direction", direction)))
     length = float(np.linalg.norm(weight))
     unit, v = weight / length, towards[0]
     size = float(np.linalg.norm(v))
@@ -200,7 +210,9 @@ def nearest_centroid(X: ArrayLike, y: ArrayLike) -> tuple[Floats, float]:
     Raises:
         InputError: another number of classes than two, or shapes that do not fit.
     """
-    samples = np.asarray(X, dtype=np.float64)
+    samples = floats("X", X)
+    if samples.ndim != 2:
+        raise InputError(f"X has the shape {samples.shape}: give (n, d)")
     labels, _ = _two_classes(y, len(samples))
     i, j = samples[labels == 0].mean(0), samples[labels == 1].mean(0)
     return j - i, float(i @ i - j @ j) / 2
@@ -214,12 +226,15 @@ def _moved(x: ArrayLike, w: ArrayLike, b: float, times: float) -> Floats:
 
 
 def _checked(w: ArrayLike, b: float, X: ArrayLike) -> tuple[Floats, Floats]:
-    weight, samples = np.asarray(w, dtype=np.float64), np.asarray(X, dtype=np.float64)
+    weight, samples = floats("w", w), floats("the samples", X)
     if weight.ndim != 1 or samples.ndim != 2 or samples.shape[1] != len(weight):
         raise InputError(
             f"w has the shape {weight.shape} and the samples {samples.shape}: give (d,) and (n, d)"
         )
-    if not (np.isfinite(weight).all() and np.isfinite(samples).all() and math.isfinite(b)):
+    offset = floats("b", b)
+    if offset.ndim:
+        raise InputError(f"b is {b!r}: give one number")
+    if not all(np.isfinite(one).all() for one in (weight, samples, offset)):
         raise InputError("w, b or the samples hold numbers that are not finite")
     if not weight.any():
         raise InputError("w is 0: a constant score has no boundary")

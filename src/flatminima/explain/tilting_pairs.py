@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from flatminima.arguments import floats
 from flatminima.errors import InputError, require
-from flatminima.explain.tilting import TiltReport, tilt_report
+from flatminima.explain.tilting import TiltReport, strength_in_words, tilt_report
+from flatminima.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class PairTilts:
         return sorted(self.pairs, key=lambda pair: -self.pairs[pair].deviation_angle)[:count]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """As JSON values; an infinite strength becomes None."""
         return {
             "of": self.of,
             "samples": self.samples,
@@ -91,8 +93,9 @@ class PairTilts:
         return (
             f"{self.of}: tilted by {self.mean_degrees:.1f} degrees on the mean of "
             f"{count} pair{'s' * (count != 1)}, most {worst[0]} and {worst[1]} "
-            f"({self.pairs[worst].degrees:.1f}), strength {self.median_strength:.3g} (median), "
-            f"accuracy {self.accuracy:.4g}"
+            f"({self.pairs[worst].degrees:.1f}), strength "
+            f"{strength_in_words(self.median_strength)} (median), "
+            f"accuracy {self.accuracy:.4g} on {self.samples} samples"
         )
 
 
@@ -105,6 +108,7 @@ def tilt_pairs(
     *,
     centroids: Mapping[Any, ArrayLike] | None = None,
     of: str = "linear classifier",
+    progress: Progress = silent,
 ) -> PairTilts:
     """The tilting between every two classes of scores `W x + b`, highest wins.
 
@@ -119,13 +123,18 @@ def tilt_pairs(
         centroids: The mean of each class, where angles are about other samples (those trained on)
             than X.
         of: What to call it.
+        progress: Called with ("pairs of classes", pairs done, pairs).
 
     Raises:
         InputError: samples of fewer than two classes, of a class that is not named, or shapes that
             do not fit.
     """
-    matrix, offset = np.asarray(weight, dtype=np.float64), np.asarray(bias, dtype=np.float64)
-    samples, labels = np.asarray(X, dtype=np.float64), np.asarray(y)
+    if isinstance(classes, str) or not isinstance(classes, Sequence | np.ndarray):
+        raise InputError(f"classes is {classes!r}: give the class of each row of the weight")
+    if centroids is not None and not isinstance(centroids, Mapping):
+        raise InputError("centroids is no mapping: give the means of classes, as class_means does")
+    matrix, offset = floats("weight", weight), floats("bias", bias)
+    samples, labels = floats("the samples", X), np.asarray(y)
     if matrix.ndim != 2 or matrix.shape[0] != len(classes) or offset.shape != (len(classes),):
         raise InputError(
             f"weight has the shape {matrix.shape} and bias {offset.shape}: give "
@@ -144,7 +153,11 @@ def tilt_pairs(
     present = [index for index, name in enumerate(classes) if len(places[name])]
     if len(present) < 2:
         raise InputError("the samples are of a single class: a boundary lies between two")
-    pairs = {}
+    lacking = [classes[k] for k in present if centroids is not None and classes[k] not in centroids]
+    if lacking:
+        raise InputError(f"centroids lacks the class {lacking[0]!r}: give the mean of each class")
+    pairs: dict[tuple[Any, Any], TiltReport] = {}
+    total = math.comb(len(present), 2)
     for low, high in itertools.combinations(present, 2):
         i, j = classes[low], classes[high]
         here = np.concatenate([places[i], places[j]])
@@ -157,13 +170,18 @@ def tilt_pairs(
             centroids=None if centroids is None else (centroids[i], centroids[j]),
         )
         pairs[i, j] = _named(report, (i, j))
+        progress("pairs of classes", len(pairs), total)
     best = np.asarray(classes)[(samples @ matrix.T + offset).argmax(1)]
     return PairTilts(pairs, float((best == labels).mean()), len(samples), of)
 
 
 def class_means(X: ArrayLike, y: ArrayLike) -> dict[Any, NDArray[np.float64]]:
     """The mean of each class's samples, for `centroids`."""
-    samples, labels = np.asarray(X, dtype=np.float64), np.asarray(y)
+    samples, labels = floats("X", X), np.asarray(y)
+    if samples.ndim != 2 or labels.shape != samples.shape[:1]:
+        raise InputError(
+            f"X has the shape {samples.shape} and y {labels.shape}: give (n, d) and (n,)"
+        )
     return {_key(name): samples[labels == name].mean(0) for name in np.unique(labels)}
 
 

@@ -8,8 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from flatminima.arguments import floats
 from flatminima.errors import require
-from flatminima.explain.tilting import Floats, TiltReport, nearest_centroid, tilt_report
+from flatminima.explain.tilting import (
+    Floats,
+    TiltReport,
+    nearest_centroid,
+    strength_in_words,
+    tilt_report,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +66,10 @@ class TiltingPlane:
         ax.set_aspect("equal")
         ax.set_xlabel("along the line between the class means")
         ax.set_ylabel("at right angles, towards the weight")
-        said = f"{self.report.degrees:.0f} degrees, strength {self.report.strength:.3g}"
-        ax.set_title(f"{said}, accuracy {self.report.accuracy:.3f}", fontsize=9)
+        strength = strength_in_words(self.report.strength)
+        said = f"{self.report.degrees:.0f} degrees, strength {strength}"
+        # Of the samples drawn: often those trained on, of which a title must not say "accuracy".
+        ax.set_title(f"{said}, {self.report.accuracy:.1%} of these right", fontsize=9)
         ax.legend(fontsize=7, loc="upper right")
         return ax
 
@@ -83,7 +92,7 @@ def tilting_plane(w: ArrayLike, b: float, X: ArrayLike, y: ArrayLike) -> Tilting
         InputError: as `tilt_report`.
     """
     report = tilt_report(w, b, X, y)
-    weight, samples = np.asarray(w, dtype=np.float64), np.asarray(X, dtype=np.float64)
+    weight, samples = floats("w", w), floats("X", X)
     line, _ = nearest_centroid(samples, y)
     unit, towards = weight / np.linalg.norm(weight), line / np.linalg.norm(line)
     rest = unit - (unit @ towards) * towards

@@ -179,10 +179,18 @@ class Shift:
 
     Args:
         operator: A.
-        shift: c.
+        shift: c; or one for each coordinate, shape (n,), for $A + \mathrm{diag}(c)$.
+
+    Raises:
+        InputError: c is of another shape.
     """
 
-    def __init__(self, operator: Operator, shift: float) -> None:
+    def __init__(self, operator: Operator, shift: float | Tensor) -> None:
+        if isinstance(shift, Tensor) and tuple(shift.shape) not in ((), operator.shape[:1]):
+            raise InputError(
+                f"shift has shape {tuple(shift.shape)}: give a number, or one for each of the "
+                f"{operator.shape[0]} coordinates"
+            )
         self._operator, self._shift = operator, shift
         self.shape, self.blocks = operator.shape, operator.blocks
         self.dtype, self.device = operator.dtype, operator.device
@@ -190,7 +198,9 @@ class Shift:
     @property
     def description(self) -> str:
         """The operator and the shift."""
-        return f"{self._operator.description} + {self._shift:g} I"
+        each = isinstance(self._shift, Tensor) and self._shift.ndim
+        shift = "a diagonal" if each else f"{float(self._shift):g} I"
+        return f"{self._operator.description} + {shift}"
 
     @property
     def gradients(self) -> int:
@@ -204,4 +214,7 @@ class Shift:
 
     def matmat(self, vectors: Tensor) -> Tensor:
         """The products with the columns of `vectors`, shapes (n, m) -> (n, m)."""
-        return self._operator.matmat(vectors).add(vectors, alpha=self._shift)
+        products = self._operator.matmat(vectors)
+        if isinstance(self._shift, Tensor) and self._shift.ndim:
+            return products.addcmul(self._shift.to(vectors)[:, None], vectors)
+        return products.add(vectors, alpha=float(self._shift))

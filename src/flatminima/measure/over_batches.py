@@ -265,4 +265,5 @@ class OverBatches(ABC):
         """Add `count` times the parameters' parts, each (m, *shape), to the rows of `into`."""
         for part, where in zip(parts, self.blocks.values(), strict=True):
             if part is not None:
-                into[:, where].add_(part.reshape(len(into), -1), alpha=count)
+                dense = part if part.layout == torch.strided else part.to_dense()
+                into[:, where].add_(dense.reshape(len(into), -1), alpha=count)

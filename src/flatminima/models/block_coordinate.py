@@ -14,6 +14,7 @@ from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from flatminima.arguments import between, whole
 from flatminima.errors import InputError
 from flatminima.optim.block_coordinate import GreedyBCD, LeastSquares, Logistic, Softmax
 
@@ -58,6 +59,9 @@ class _Linear(BaseEstimator):  # type: ignore[misc]
 
         Dense columns are centered, so that the intercept does not slow the coefficients down.
         """
+        l1, l2 = (between(name, getattr(self, name), 0) for name in ("l1", "l2"))
+        block_size = whole("block_size", self.block_size, 1)
+        most, tol = whole("max_iter", self.max_iter, 1), between("tol", self.tol, 0)
         samples, features = X.shape
         mean = np.zeros(features)
         if self.fit_intercept and sparse.issparse(X):
@@ -67,20 +71,18 @@ class _Linear(BaseEstimator):  # type: ignore[misc]
             X = np.column_stack([X - mean, np.ones(samples)])
         penalized = np.repeat(np.arange(X.shape[1]) < features, classes)
         lower = np.where(penalized & bool(self.positive), 0.0, -np.inf)
-        problem = objective(X, l2=self.l2 * penalized)
-        if self.block_size < 1:
-            raise InputError(f"block_size is {self.block_size!r}: give 1 or more")
+        problem = objective(X, l2=l2 * penalized)
         solver = GreedyBCD(
             problem,
-            min(self.block_size, problem.size),
+            min(block_size, problem.size),
             selection=self.selection,
             partition=self.partition,
             update=self.update,
-            l1=self.l1 * penalized,
+            l1=l1 * penalized,
             bounds=(lower, None) if self.positive else None,
             seed=int(check_random_state(self.random_state).randint(2**31 - 1)),
         )
-        found = solver.run(self.max_iter, self.tol * solver.violation())
+        found = solver.run(most, tol * solver.violation())
         if not found.converged:
             warnings.warn(
                 f"max_iter={self.max_iter} blocks were not enough for tol={self.tol}: raise "

@@ -13,6 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from flatminima.arguments import between, whole
 from flatminima.errors import InputError
 from flatminima.optim.block_coordinate import GreedyBCD, LabelPropagation
 
@@ -56,8 +57,9 @@ class GreedyLabelPropagation(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         self.classes_ = np.unique(y[y != UNLABELLED] if y.dtype.kind in "if" else y)
         if not len(self.classes_):
             raise InputError("y has no class: give at least one sample a label other than -1")
-        if self.n_neighbors < 1:
-            raise InputError(f"n_neighbors is {self.n_neighbors!r}: give 1 or more")
+        whole("n_neighbors", self.n_neighbors, 1)
+        whole("max_iter", self.max_iter, 1)
+        between("tol", self.tol, 0)
         self.n_iter_ = 1
         hot = (y[:, None] == self.classes_).astype(np.float64)
         labelled = hot.any(1)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flatminima.arguments import between, truth, whole
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.domains import AcrossDomains, Head, Part
 from flatminima.objectives.hessian_alignment import AutogradHead, aligned
 from flatminima.objectives.linear_head import HeadLoss
-from flatminima.objectives.options import between, truth, whole
 from flatminima.objectives.registry import register
 from flatminima.objectives.supervised import Batch
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flatminima.arguments import between
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.cross_entropy import NONE
 from flatminima.objectives.memory import in_full
-from flatminima.objectives.options import between
 from flatminima.objectives.registry import register
 from flatminima.objectives.supervised import (
     Batch,

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatminima.arguments import above, between, truth
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.cross_entropy import NONE
 from flatminima.objectives.features import features_of
-from flatminima.objectives.options import above, between, truth
 from flatminima.objectives.registry import objective_card, register
 from flatminima.objectives.regression import predictions
 from flatminima.objectives.supervised import Batch, inputs_and_targets

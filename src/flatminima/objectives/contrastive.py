@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from flatminima.arguments import above, truth
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.cross_entropy import NONE
 from flatminima.objectives.gathering import gathered
-from flatminima.objectives.options import above, truth
 from flatminima.objectives.registry import register
 from flatminima.objectives.supervised import Batch
 

@@ -6,8 +6,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from flatminima.arguments import between
 from flatminima.cards import Card
-from flatminima.objectives.options import between
 from flatminima.objectives.registry import register
 from flatminima.objectives.supervised import Batch, Supervised, class_loss
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
+from flatminima.arguments import between, truth, whole
 from flatminima.errors import InputError
 from flatminima.objectives.features import Features, features_of
 from flatminima.objectives.linear_head import LinearHeadLoss
 from flatminima.objectives.memory import in_full
-from flatminima.objectives.options import between, truth, whole
 from flatminima.objectives.remembering import Remembering
 from flatminima.objectives.supervised import (
     Batch,

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
+from flatminima.arguments import whole
 from flatminima.cards import Card
 from flatminima.errors import InputError, unknown
 from flatminima.objectives.memory import Memory, in_full
-from flatminima.objectives.options import whole
 from flatminima.objectives.registry import register
 from flatminima.objectives.remembering import (
     Remembering,

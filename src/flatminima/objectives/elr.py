@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from flatminima.arguments import below, between
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.memory import Memory, check_storage
-from flatminima.objectives.options import below, between
 from flatminima.objectives.registry import register
 from flatminima.objectives.remembering import Setting
 from flatminima.objectives.remembering_loss import RememberingLoss, RemembersSamples

@@ -12,11 +12,11 @@ from torch.distributions import Beta
 from torch.nn.functional import cross_entropy, one_hot
 from torch.nn.parallel import DistributedDataParallel
 
+from flatminima.arguments import below, between, truth
 from flatminima.errors import InputError
 from flatminima.objectives.elr import clamped_softmax, regularizer, suspected
 from flatminima.objectives.memory import Memory, in_full
 from flatminima.objectives.mixing import NO_NUMBERS
-from flatminima.objectives.options import below, between, truth
 from flatminima.objectives.remembering import check_places
 from flatminima.objectives.supervised import check_classes
 

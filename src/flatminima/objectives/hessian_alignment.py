@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from flatminima.arguments import between, whole
 from flatminima.errors import InputError, unknown
 from flatminima.objectives.linear_head import HeadLoss, LinearHeadLoss
-from flatminima.objectives.options import between, whole
 from flatminima.objectives.supervised import check_classes
 
 METHODS = ("hgp", "hutchinson", "diag-exact")

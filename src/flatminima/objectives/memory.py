@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from flatminima.arguments import whole
 from flatminima.errors import InputError, unknown
-from flatminima.objectives.options import whole
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 PLACES = ("memory", "disk")

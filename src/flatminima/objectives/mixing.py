@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Beta
 
+from flatminima.arguments import between
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.cross_entropy import NONE
-from flatminima.objectives.options import between
 from flatminima.objectives.registry import register
 from flatminima.objectives.supervised import Batch, class_loss, inputs_and_targets, logits
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flatminima.arguments import between
 from flatminima.cards import Card
 from flatminima.errors import InputError
-from flatminima.objectives.options import between
 from flatminima.objectives.registry import register
 from flatminima.objectives.supervised import Batch, Supervised
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
+from flatminima.arguments import below, between, whole
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.memory import Memory, check_storage
-from flatminima.objectives.options import below, between, whole
 from flatminima.objectives.registry import register
 from flatminima.objectives.remembering import Setting
 from flatminima.objectives.remembering_loss import RememberingLoss, RemembersSamples

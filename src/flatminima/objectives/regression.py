@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from flatminima.arguments import between
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.cross_entropy import NONE
-from flatminima.objectives.options import between
 from flatminima.objectives.registry import register
 from flatminima.objectives.supervised import Batch, inputs_and_targets, logits
 

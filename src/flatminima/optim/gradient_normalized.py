@@ -88,7 +88,12 @@ class GNS(Optimizer):
 
     It is for one batch, or for a batch at a time: the closure must give the same function at every
     call within a step, so no dropout, and BatchNorm in eval mode; the weights that a penalty is on
-    belong in closure and curvature. One process: ranks would have to agree on what is accepted.
+    belong in closure and curvature.
+
+    With `data_parallel` each process has its own part of the batch: loss and gradient are the mean
+    over processes at each call of the closure, and the operator must be one whose products are (its
+    own `data_parallel=True`). All then accept the same steps, and their weights stay the same bits.
+    With parts of different sizes scale the loss by part x processes / batch.
 
     Cost of an iteration: the products, one gradient for each trial; of a call of `step`, one
     gradient more. Memory: 4 vectors, and `products` of them for "full", `rank` for "low-rank".
@@ -116,9 +121,11 @@ class GNS(Optimizer):
         rtol: The residual of the linear system to stop at, relative to the gradient.
         rank: Of "low-rank".
         seed: Of the estimates of "diagonal" and "low-rank"; they differ between iterations.
+        data_parallel: Whether the closure is of this process's part of the batch.
 
     Raises:
-        InputError: an option out of its range; several groups, or parameters that do not fit.
+        InputError: an option out of its range; several groups, or parameters that do not fit;
+            data_parallel without a process group.
     """
 
     def __init__(
@@ -137,7 +144,13 @@ class GNS(Optimizer):
         rtol: float = 0.1,
         rank: int = 10,
         seed: int = 0,
+        data_parallel: bool = False,
     ) -> None:
+        if data_parallel and not torch.distributed.is_initialized():
+            raise InputError(
+                "data_parallel=True and there is no process group: start with torchrun and call "
+                "torch.distributed.init_process_group, or leave data_parallel out"
+            )
         if not callable(curvature):
             raise InputError(
                 f"curvature is a {type(curvature).__name__}: give a function that makes the "
@@ -158,6 +171,8 @@ class GNS(Optimizer):
         check_options(defaults)
         super().__init__(params, defaults)
         self._curvature, self._metric = curvature, Metric(metric)
+        # Not of the groups: a state goes on with any number of processes.
+        self.data_parallel = data_parallel
         if form == "diagonal" and not self._metric.diagonal:
             raise InputError("a diagonal curvature has no use for a metric that is not diagonal")
         self.last: GNSStep | None = None
@@ -197,7 +212,7 @@ class GNS(Optimizer):
         if closure is None:
             raise InputError("GNS calls a closure several times a step: optimizer.step(closure)")
         options, books = self.param_groups[0], _Books()
-        place = Place(options)
+        place = Place(options, data_parallel=self.data_parallel)
         here = first = self._evaluate(place, closure, books)
         if not here.finite:
             raise InputError(

@@ -59,18 +59,20 @@ class Place:
 
     Args:
         group: With "params", and "param_names" where they were given.
+        data_parallel: Whether losses and gradients are the mean over processes.
 
     Raises:
         InputError: no free parameter, or of a type or of types that one vector cannot hold.
     """
 
-    def __init__(self, group: Mapping[str, Any]) -> None:
+    def __init__(self, group: Mapping[str, Any], *, data_parallel: bool = False) -> None:
         names = group.get("param_names") or [None] * len(group["params"])
         pairs = zip(names, group["params"], strict=True)
         free = [(name, p) for name, p in pairs if p.requires_grad]
         self.names: list[str | None] = [name for name, _ in free]
         self.parameters: list[Tensor] = [p for _, p in free]
         self.sizes = [p.numel() for p in self.parameters]
+        self.data_parallel = data_parallel
         kinds = {(p.dtype, p.device) for p in self.parameters}
         if not free:
             raise InputError("no parameter requires a gradient: requires_grad_(True) on some")
@@ -94,6 +96,10 @@ class Place:
         pairs = zip(self.parameters, gradients, strict=True)
         parts = [torch.zeros_like(p) if g is None else g.to_dense() for p, g in pairs]
         gradient = torch.cat([part.detach().reshape(-1) for part in parts])
+        if self.data_parallel:
+            value, gradient = _mean_over_ranks(torch.as_tensor(value), gradient)
+            for parameter, part in zip(self.parameters, self._parts(gradient), strict=True):
+                parameter.grad = part.clone()
         dual = metric.dual(gradient[:, None])[:, 0]
         norm = torch.linalg.vector_norm(dual, dtype=torch.float64).item()
         coarse, loss = torch.finfo(gradient.dtype).eps, float(value)
@@ -129,6 +135,14 @@ class Place:
     def _parts(self, vector: Tensor) -> list[Tensor]:
         parts = torch.split(vector, self.sizes)
         return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
+
+
+def _mean_over_ranks(value: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and gradient by one all-reduce, so that all processes decide by the same numbers."""
+    own = torch.cat([gradient, value.to(gradient).reshape(1)])
+    torch.distributed.all_reduce(own)
+    own /= torch.distributed.get_world_size()
+    return own[-1].clone(), own[:-1]
 
 
 def check_fit(operator: Operator, place: Place) -> None:

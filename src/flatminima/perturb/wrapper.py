@@ -46,6 +46,8 @@ class Wrapper(Optimizer):
 
     card: ClassVar[Card]
     strength_name: ClassVar[str]
+    takes_closures: ClassVar[bool] = False
+    """Whether the base optimizer may call a closure itself: where no weight is moved."""
     needs_scaler: ClassVar[bool] = False
     """Whether the size of gradients matters, so that a `GradScaler` must be known."""
     follows_size: ClassVar[bool] = False
@@ -63,7 +65,7 @@ class Wrapper(Optimizer):
         model: nn.Module | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        _check_base(base)
+        _check_base(base, self.takes_closures)
         self.base = base
         super().__setstate__({})  # torch's hooks, without making groups of our own
         if schedule is not None and not callable(schedule):
@@ -315,7 +317,12 @@ def _check_model(model: Any, base: Optimizer) -> None:
         )
 
 
-def _check_base(base: Any) -> None:
+def calls_closure(base: Any) -> bool:
+    """Whether an optimizer takes its gradients itself, from a closure."""
+    return isinstance(base, torch.optim.LBFGS | GNS)
+
+
+def _check_base(base: Any, takes_closures: bool) -> None:
     name = type(base).__name__
     if not isinstance(base, Optimizer):
         raise InputError(
@@ -324,7 +331,7 @@ def _check_base(base: Any) -> None:
         )
     if isinstance(base, Wrapper):
         raise InputError(f"{name} already wraps a base optimizer: wrap {name}'s own base instead")
-    if isinstance(base, torch.optim.LBFGS | GNS):
+    if calls_closure(base) and not takes_closures:
         raise InputError(f"{name} calls its closure itself, so its gradients cannot be perturbed")
     if not any(p.requires_grad for group in base.param_groups for p in group["params"]):
         raise InputError(

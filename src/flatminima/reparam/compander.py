@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from flatminima.arguments import above, truth
 from flatminima.cards import Card
 from flatminima.errors import InputError, unknown
-from flatminima.objectives.options import above, truth
 from flatminima.reparam.parametrizing import remove, shared
 from flatminima.reparam.registry import register
 from flatminima.reparam.slot import Reparam

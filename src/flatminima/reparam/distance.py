@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from flatminima.arguments import above, between, truth
 from flatminima.cards import Card
 from flatminima.errors import InputError, unknown
 from flatminima.objectives import Batch, Objective
-from flatminima.objectives.options import above, between, truth
 from flatminima.reparam.registry import register
 from flatminima.reparam.slot import Reparam
 

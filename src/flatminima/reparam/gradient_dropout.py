@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from flatminima.objectives.options import between
+from flatminima.arguments import between
 
 
 def keep_probability(gradient: Tensor, reference: Tensor) -> Tensor:

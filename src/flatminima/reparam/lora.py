@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from flatminima.arguments import above, below, truth, whole
 from flatminima.cards import Card
 from flatminima.errors import InputError, require
-from flatminima.objectives.options import above, below, truth, whole
 from flatminima.reparam.registry import register
 from flatminima.reparam.slot import Reparam
 

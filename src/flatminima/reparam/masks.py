@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from flatminima.arguments import finite
 from flatminima.errors import InputError
-from flatminima.objectives.options import finite
 from flatminima.reparam.mask_file import write_mask
 from flatminima.reparam.parametrizing import parametrized, remove, shared
 

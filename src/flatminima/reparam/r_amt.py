@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from flatminima.arguments import above, between, whole
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives import Batch, Objective
-from flatminima.objectives.options import above, between, whole
 from flatminima.reparam.gradient_dropout import dropped
 from flatminima.reparam.masks import MaskTuning, bake_masks, save_masks, share_masked
 from flatminima.reparam.registry import register

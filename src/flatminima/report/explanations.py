@@ -29,10 +29,12 @@ SHOWN = 8
 
 ANGLE = "mean_degrees"
 
+STRENGTH = "median_strength"
+
 COLUMNS = (
     ("test_accuracy", "test accuracy (%)", 100.0),
     (ANGLE, "angle (degrees)", 1.0),
-    ("median_strength", "strength", 1.0),
+    (STRENGTH, "strength", 1.0),
     ("mean_distance", "distance (of nearest centroids)", 1.0),
 )
 
@@ -58,6 +60,10 @@ def _tilting(study: Study) -> list[Block]:
         cells = [Cell(method, method), Cell(str(len(found)), float(len(found)))]
         for key, _, scale in COLUMNS:
             values = _finite(found, key)
+            if key == STRENGTH and (infinite := _infinite(found)):
+                part = "" if infinite == len(found) else f" in {infinite} of {len(found)} runs"
+                cells.append(Cell(f"infinite{part}"))
+                continue
             if not values:
                 cells.append(Cell(with_error(None, None)))
                 continue
@@ -73,8 +79,9 @@ def _tilting(study: Study) -> list[Block]:
     notes = [
         "Of the last linear layer on its own features of the training set, for every two classes: "
         "the angle between the boundary's normal and the line between the two class means (mean "
-        "over pairs), 1 / cos of it (median), and cos of it (mean over pairs), which is the mean "
-        "distance of features from the boundary in parts of that from the nearest-centroid one. "
+        "over pairs), 1 / cos of it (median; infinite where the angle is 90 degrees or more, along "
+        "or against the line), and cos of it (mean over pairs), which is the mean distance of "
+        "features from the boundary in parts of that from the nearest-centroid one. "
         f"Means over runs with 95 % t intervals; the change from {reference} is paired by seed.",
         "Angles are about the features, not about pixels: networks whose heads are tilted alike "
         "may still be fooled by changes of their inputs of other sizes.",
@@ -96,6 +103,14 @@ def _heads(by_seed: Mapping[int, Run]) -> dict[int, Mapping[str, Any]]:
 def _finite(found: Mapping[int, Mapping[str, Any]], key: str) -> dict[int, float]:
     values = {seed: finite(one.get(key)) for seed, one in found.items()}
     return {seed: value for seed, value in values.items() if value is not None}
+
+
+def _infinite(found: Mapping[int, Mapping[str, Any]]) -> int:
+    """Of how many runs the strength is infinite: JSON has no number for it."""
+    return sum(
+        one.get(STRENGTH, 0) is None and finite(one.get(ANGLE)) is not None
+        for one in found.values()
+    )
 
 
 def _planes(study: Study, told: Sequence[tuple[Run, Mapping[str, Any]]]) -> list[Block]:
@@ -192,7 +207,9 @@ def _maps(study: Study, told: Sequence[tuple[Run, Mapping[str, Any]]]) -> list[B
             samples.append(Sample("", png(entry["map"]), [f"{name}: map", said]))
         layers = maps.get("layers")
         of = ", ".join(map(str, layers)) if isinstance(layers, list) else "the network"
-        caption = f"{maps.get('why', '')}. Maps ({maps.get('method')}) of {of}."
+        several = isinstance(layers, list) and len(layers) > 1
+        scale = ", multiplied; shown as their geometric mean" if several else ""
+        caption = f"{maps.get('why', '')}. Maps ({maps.get('method')}) of {of}{scale}."
         galleries.append(
             Gallery(f"Where they look: {first.get('label')}", _capital(caption), samples)
         )

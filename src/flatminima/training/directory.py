@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,13 @@ class RunDirectory:
             raise InputError(f"{self.path} holds a study or results: choose another --out")
 
     def abandon(self) -> None:
-        """Take back what `create` wrote, for a run that could not even be saved once."""
-        for name in ("recipe.yaml", "environment.json", "data.json"):
+        """Take back what was written, for a run that could not even be saved once."""
+        for name in ("recipe.yaml", "environment.json", "data.json", "tuned.json"):
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for folder in (self.checkpoints, self.trials):
+            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            self.path.rmdir()  # there is more in it, then it stays
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write the settings."""

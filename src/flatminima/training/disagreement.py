@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flatminima.explain import NormGrad, meta_saliency
+from flatminima.progress import Progress, silent
 from flatminima.training.data.device import to_device
 from flatminima.training.data.encode import encode
 from flatminima.training.explained import ExplainSettings, Maps
@@ -61,7 +62,10 @@ class Seen:
 
 
 def compare(
-    seen: Mapping[str, Seen], settings: ExplainSettings, device: torch.device
+    seen: Mapping[str, Seen],
+    settings: ExplainSettings,
+    device: torch.device,
+    progress: Progress = silent,
 ) -> tuple[dict[str, Maps], str]:
     """Maps of the images that tell the runs apart, or why there are none."""
     if not settings.images:
@@ -76,7 +80,7 @@ def compare(
     found = {}
     for name, one in seen.items():
         with fitting_threads(one.target.prepared.built.model):
-            found[name] = _maps(one, keys, why, settings, device)
+            found[name] = _maps(one, keys, why, settings, device, progress)
     return found, ""
 
 
@@ -113,7 +117,12 @@ def _label(run: Seen, key: str) -> int:
 
 
 def _maps(
-    seen: Seen, keys: Sequence[str], why: str, settings: ExplainSettings, device: torch.device
+    seen: Seen,
+    keys: Sequence[str],
+    why: str,
+    settings: ExplainSettings,
+    device: torch.device,
+    progress: Progress,
 ) -> Maps:
     """The maps of a run for the classes that it predicts."""
     prepared = seen.target.prepared
@@ -127,9 +136,11 @@ def _maps(
     # What the recipe's data give is what the model was trained on, whatever its range.
     method = NormGrad.of(settings.method, model, settings.layers, pixel_range=None)
     if settings.meta_lr is None:
-        maps = method.attribute(images, target, internal_batch_size=BATCH)
+        maps = method.attribute(images, target, internal_batch_size=BATCH, progress=progress)
     else:
-        maps = meta_saliency(method.attribute, model, images, target, lr=settings.meta_lr)
+        maps = meta_saliency(
+            method.attribute, model, images, target, lr=settings.meta_lr, progress=progress
+        )
     return Maps(
         layers=tuple(method.layers or ()),
         why=why,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ class ExplainSettings:
             raise unknown("saliency method", self.method, METHODS)
         if self.images < 0:
             raise InputError(f"images is {self.images}: give 0 or more")
+        if self.meta_lr is not None and not 0 <= self.meta_lr < math.inf:
+            raise InputError(f"meta_lr is {self.meta_lr}: give a finite number of 0 or above")
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +111,7 @@ class Explanation:
             "layers": list(found.layers),
             "why": found.why,
             "images": [
-                {**row, "image": shown, "map": _picture(image, one)}
+                {**row, "image": shown, "map": _picture(image, one, len(found.layers))}
                 for row, shown, image, one in zip(
                     found.rows, found.examples, found.images, found.maps, strict=True
                 )
@@ -116,10 +119,13 @@ class Explanation:
         }
 
 
-def _picture(image: Tensor, saliency: Tensor) -> str:
-    """An overlay as base64 of PNG; small ones are enlarged, pixel by pixel."""
+def _picture(image: Tensor, saliency: Tensor, layers: int) -> str:
+    """An overlay as base64 of PNG; small ones are enlarged, pixel by pixel.
+
+    A product of layers is shown as their geometric mean, or it would be seen at a pixel or two.
+    """
     pil = require("PIL.Image", "cli")
-    shown = pil.fromarray(overlay(image, saliency))
+    shown = pil.fromarray(overlay(image, saliency, power=1 / layers))
     larger = max(1, SIDE // max(shown.size))
     return png(shown.resize((shown.width * larger, shown.height * larger), pil.Resampling.NEAREST))
 

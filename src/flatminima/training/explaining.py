@@ -46,7 +46,7 @@ def explain_targets(
             runs are all measured, and its first methods compared on the first seed they share.
         said: Recipe fields, flat, that override the runs' own.
         settings: What and how.
-        progress: Told how many runs are done.
+        progress: Told how many runs are done, and how far each part of one is.
         say: Told what a user should read.
 
     Raises:
@@ -70,11 +70,11 @@ def explain_targets(
         target.prepared.built.model.to(device)
         with fitting_threads(target.prepared.built.model):
             seen = Seen(target, device) if len(data.test) else None
-            measured[name] = _measure(name, target, seen, settings, device)
+            measured[name] = _measure(name, target, seen, settings, device, progress)
         if name in compared and seen is not None:
             opened[name] = seen
     progress("explaining", len(names), len(names))
-    maps, note = compare(opened, settings, device)
+    maps, note = compare(opened, settings, device, progress)
     return [
         replace(
             one,
@@ -119,22 +119,31 @@ def _measure(
     seen: Seen | None,
     settings: ExplainSettings,
     device: torch.device,
+    progress: Progress,
 ) -> Explanation:
     """The tilting of a target's head."""
     prepared = target.prepared
     train, classes = prepared.data.train, prepared.data.classes
     encoded = encode(train, prepared.data, prepared.built.encoding)
-    batches = (to_device(batch, device) for batch in loader(encoded, BATCH))
+    batches = loader(encoded, BATCH)
+    moved = (to_device(batch, device) for batch in batches)
     tilts, plane = None, None
     notes: tuple[str, ...] = ()
     try:
-        head = read_head(prepared.built.model, batches, settings.head)
+        head = read_head(
+            *(prepared.built.model, moved, settings.head),
+            progress=lambda stage, done, _: progress(stage, done, len(batches)),
+        )
     except NoHead as error:
         notes = (str(error),)
     else:
         labels = np.array(classes, dtype=object)[head.targets]
         try:
-            tilts = tilt_pairs(head.weight, head.bias, head.features, labels, classes, of=head.name)
+            tilts = tilt_pairs(
+                *(head.weight, head.bias, head.features, labels, classes),
+                of=head.name,
+                progress=progress,
+            )
             plane = _most_tilted(head, labels, classes, tilts)
         # A run that diverged or collapsed is no reason to keep the others from being told.
         except InputError as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 from flatminima.errors import InputError
 from flatminima.measure import Estimate
 from flatminima.perturb.shares import sample_count
+from flatminima.perturb.wrapper import calls_closure
 from flatminima.progress import TrainingProgress
 from flatminima.training import checkpoint
 from flatminima.training.batches import Epoch
@@ -21,6 +22,7 @@ from flatminima.training.data.device import to_device
 from flatminima.training.gradient import clip, gather_gradient
 from flatminima.training.interrupts import Interrupted, Request, deferred
 from flatminima.training.loader import loader
+from flatminima.training.second_order import account, second_order_step
 from flatminima.training.state import Run, State
 
 
@@ -94,18 +96,9 @@ def _timed_step(run: Run, state: State, samples: int, batch: Any) -> None:
     batch = to_device(batch, run.accelerator.device)
     if run.tuned is not None:
         run.tuned.before_step()
-    loss = gather_gradient(run, state, samples, batch)
-    if run.reparam is not None:
-        run.reparam.before_step(state.step)
-    norm = clip(run)
-    finite = bool(torch.isfinite(norm)) and (
-        run.accelerator.num_processes > 1 or bool(torch.isfinite(loss))
-    )
-    # A gradient scaler finds its scale by overflowing: it skips such steps by itself.
-    if finite or run.accelerator.scaler is not None:
-        run.stepper.step()
-        finite = not run.stepper.step_was_skipped
-    elif run.spec.on_nan == "stop":
+    take = second_order_step if calls_closure(run.optimizer.base) else _gradient_step
+    loss, norm, finite = take(run, state, samples, batch)
+    if not finite and run.accelerator.scaler is None and run.spec.on_nan == "stop":
         raise NonFinite(_not_finite(run, state, loss, norm))
     if finite and run.reparam is not None:
         run.reparam.after_step()
@@ -134,10 +127,27 @@ def _timed_step(run: Run, state: State, samples: int, batch: Any) -> None:
             "gradients": state.gradients,
             "seconds": round(state.seconds, 4),
             **_live(run),
+            **account(run),
             **({"tuned": knobs} if knobs else {}),
             **({} if finite else {"skipped": True}),
         }
     )
+
+
+def _gradient_step(run: Run, state: State, samples: int, batch: Any) -> tuple[Tensor, Tensor, bool]:
+    """Gather a gradient and step along it: the loss, the gradient's norm, whether it was taken."""
+    loss = gather_gradient(run, state, samples, batch)
+    if run.reparam is not None:
+        run.reparam.before_step(state.step)
+    norm = clip(run)
+    finite = bool(torch.isfinite(norm)) and (
+        run.accelerator.num_processes > 1 or bool(torch.isfinite(loss))
+    )
+    # A gradient scaler finds its scale by overflowing: it skips such steps by itself.
+    if finite or run.accelerator.scaler is not None:
+        run.stepper.step()
+        finite = not run.stepper.step_was_skipped
+    return loss, norm, finite
 
 
 def _live(run: Run) -> dict[str, float | None]:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from flatminima.errors import InputError, unknown
 from flatminima.perturb import Perturbed, card, make, options, refused, schedules
 from flatminima.training.recipe import Recipe, parse_method
+from flatminima.training.second_order import check_second_order
 from flatminima.training.specs import OptimizerSpec, TuneSpec
 
 OF_PYTHON = ("schedule", "scaler", "model")
@@ -57,6 +58,7 @@ def perturbed(base: Optimizer, recipe: Recipe) -> Perturbed:
     Raises:
         InputError: the recipe sets an option that the method does not have.
     """
+    check_second_order(recipe)
     spec = recipe.perturb
     name, own = parse_method(spec.perturb)
     strength = card(name).strength

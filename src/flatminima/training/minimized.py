@@ -12,6 +12,7 @@ from flatminima.objectives import (
     Contrastive,
     CutMix,
     Objective,
+    Supervised,
     make_objective,
     objective_card,
     objective_cards,
@@ -44,6 +45,12 @@ def objective(recipe: Recipe, data: DataSet) -> Objective:
     check_task(name, data.task, data.name)
     instead = "squared-error" if data.task == "regression" else "label-smoothing"
     check_kind(name, data.kind, data.name, instead)
+    one_function = isinstance(found, Supervised) and type(found).__call__ is Supervised.__call__
+    if recipe.optimizer.optimizer == "gns" and not one_function:
+        raise InputError(
+            f"--optimizer gns takes its curvature through the outputs, and --objective {name} is "
+            "not one criterion of them: take cross-entropy or squared-error"
+        )
     if isinstance(found, BackwardCorrection):
         found.inverse(data.outputs)  # refuses what labels of so many classes cannot be
     if isinstance(found, AcrossDomains):

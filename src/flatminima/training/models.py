@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from flatminima.errors import InputError, require, unknown
-from flatminima.models.hard_patches import MaskedViT, begin_with_positions
+from flatminima.models.hard_patches import DECODER_KEYS, MaskedViT, begin_with_positions
 from flatminima.training import language_models
 from flatminima.training.built import Built, first_line, read_config, together, write_processor
 from flatminima.training.data.encode import Encoding
@@ -191,7 +192,9 @@ def _pretrained(name: str, data: DataSet, new_head: bool) -> Built:
         _check_head(name, found, data, new_head)
         _check_patches(name, found, data)
         load |= _without_pooling(data)
-        model = _auto_class(data).from_pretrained(name, **_labels(data), **load)
+        auto = _auto_class(data)
+        with _without_decoders(auto, found):
+            model = auto.from_pretrained(name, **_labels(data), **load)
         processor = _processor_class(data).from_pretrained(name)
     except InputError:
         raise
@@ -238,6 +241,25 @@ def _check_patches(name: str, config: Any, data: DataSet) -> None:
 
 def _without_pooling(data: DataSet) -> dict[str, Any]:
     return {"add_pooling_layer": False} if data.task == MASKED else {}
+
+
+@contextmanager
+def _without_decoders(auto: Any, config: Any) -> Iterator[None]:
+    """Let transformers leave a pretraining's decoders in their file without a warning of each.
+
+    Whatever else a checkpoint has too much or too little of is told as ever.
+    """
+    kind = auto._model_mapping.get(type(config), None) if config.model_type == "vit" else None
+    if not isinstance(kind, type):
+        yield
+        return
+    name = "_keys_to_ignore_on_load_unexpected"
+    before = getattr(kind, name, None)
+    setattr(kind, name, [*(before or []), *DECODER_KEYS])
+    try:
+        yield
+    finally:
+        setattr(kind, name, before)
 
 
 def _with_decoders(model: Any, data: DataSet) -> nn.Module:

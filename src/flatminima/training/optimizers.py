@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from flatminima.optim import VariationalAdam
 from flatminima.perturb import Perturbed
 from flatminima.training.recipe import Recipe
+from flatminima.training.second_order import BatchGNS
 from flatminima.training.self_tuned import RESPONSE
 from flatminima.training.specs import OptimizerSpec
 
@@ -29,6 +30,8 @@ def base_optimizer(
         samples: How many there are to train on; variational Adam's posterior is of so many.
         responses: Settings of the parameters that only answer to knobs, where there are some.
     """
+    if spec.optimizer == "gns":
+        return BatchGNS(model, spec.weight_decay)
     # Names, so that the noise of a tensor does not depend on the order of the groups.
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     answers = [n for n in trainable if responses and n[0].rpartition(".")[2] in RESPONSE]
@@ -63,6 +66,8 @@ def lr_scheduler(optimizer: Perturbed, recipe: Recipe, total: int, per_epoch: in
         total: Steps of the run.
         per_epoch: Steps of an epoch.
     """
+    if recipe.optimizer.optimizer == "gns":
+        return LambdaLR(optimizer, lambda step: 1.0)
     spec, swa = recipe.optimizer, recipe.loop.keep == "swa"
     warmup = round(spec.warmup * total)
     turn = int(recipe.loop.average_from * total)

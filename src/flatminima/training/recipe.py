@@ -128,12 +128,13 @@ class Recipe:
         small = family == "builtin"
         optimizer = self.optimizer.optimizer or base or ("sgd" if small else "adamw")
         rate = 0.05 if small else 5e-4 if random_weights else 5e-5
+        rate = {"variational-adam": 0.3, "gns": 1.0}.get(optimizer, rate)
         sigma = 0.1 if small else 0.01
         late = {
             "sigma": sigma,
             "rho": 0.1 if small else 0.05,
             "optimizer": optimizer,
-            "lr": 0.3 if optimizer == "variational-adam" else rate,
+            "lr": rate,
             "epochs": 60 if small else 20 if random_weights else 5,
             "measure_sigma": sigma,
             "measure_samples": 1000 if small else 128,
@@ -185,6 +186,8 @@ def read(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except RecursionError as error:
+        raise InputError(f"the recipe {path} is nested too deeply: it is a flat mapping") from error
     except UnicodeDecodeError as error:
         raise InputError(f"the recipe {path} is no text in UTF-8: save it as that") from error
     except yaml.YAMLError as error:

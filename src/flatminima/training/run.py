@@ -57,13 +57,13 @@ def finetune(
     accelerator = make_accelerator(recipe)
     prepared = prepare(recipe, progress)
     asked = prepared.recipe
+    if accelerator.is_main_process:
+        directory.create(asked)
+        write_json(directory.data, prepared.data.report)
     with fitting_threads(prepared.built.model):
-        prepared = settle(prepared, directory, job, progress)
-        run = assemble(prepared, directory, accelerator)
-        if accelerator.is_main_process:
-            directory.create(asked)
-            write_json(directory.data, prepared.data.report)
         try:
+            prepared = settle(prepared, directory, job, progress)
+            run = assemble(prepared, directory, accelerator)
             loop.save(run, State())
         except InputError:
             directory.abandon()
@@ -155,6 +155,8 @@ def _train_and_measure(
         if best.warning:
             say(best.warning)
         best.load_model(model)
+        if run.tuned is not None:
+            run.tuned.stand_where(model)
     elif run.average is not None:
         model = run.average.finish(loop.full_batches(run), accelerator.device)
         checkpoint.save(

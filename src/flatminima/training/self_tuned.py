@@ -87,7 +87,11 @@ class AtDrawnKnobs:
         return loss
 
     def _matrices(self) -> list[Tensor]:
-        """The weights at the present draw, which the samples share where weights are penalized."""
+        """The weights at the first sample's draw.
+
+        Shared knobs are drawn alike for all samples; of others beside them one draw stands for all,
+        whose mean is that over the samples.
+        """
         return [*(self._at(layer) for layer in self._layers), *self._others]
 
     @staticmethod
@@ -186,6 +190,12 @@ class SelfTunedRun:
         order.batches = order.batches[:1]
         (batch,) = loader(self._validation, batch_sampler=order)
         return to_device(batch, self._accelerator.device)
+
+    def stand_where(self, model: nn.Module) -> None:
+        """Put the knobs where the gates of a loaded checkpoint say that they stood."""
+        layer = next(iter(gated_layers(model).values()))
+        with torch.no_grad():
+            self.tuner.knobs.position.copy_(layer.home)
 
     def found(self) -> dict[str, Any]:
         """What is kept of it in the results."""

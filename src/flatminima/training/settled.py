@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from flatminima.files import read_json, write_json
 from flatminima.progress import Progress
 from flatminima.training.data.encode import encode
 from flatminima.training.directory import RunDirectory
+from flatminima.training.interrupts import Interrupted
 from flatminima.training.knobs import asked_knobs, with_values
 from flatminima.training.loader import loader
+from flatminima.training.loop import NonFinite
 from flatminima.training.prepared import Prepared
 from flatminima.training.recipe import Recipe
 from flatminima.tuning import Knob, tune_penalties
@@ -67,7 +70,13 @@ def _by_maid(prepared: Prepared, progress: Progress) -> dict[str, Any]:
         loader(encode(part, data, prepared.built.encoding), 256)
         for part in (data.train, data.validation)
     ]
-    found = tune_penalties(prepared.built.model, *parts, knobs=list(knobs), progress=progress)
+    starts = {name: knob.start for name, knob in knobs.items()}
+    if recipe.optimizer.weight_decay:
+        # Not tuned, it is still part of the head's problem.
+        starts.setdefault("weight_decay", recipe.optimizer.weight_decay)
+    found = tune_penalties(
+        prepared.built.model, *parts, knobs=list(knobs), start=starts, progress=progress
+    )
     return {
         "tuner": "maid",
         "values": found.penalties,
@@ -94,11 +103,20 @@ def _by_sweep(
         )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         raise InputError("--tuner sweep runs its trials in one process: start it without torchrun")
-    trials = []
+    trials: list[dict[str, Any]] = []
     for i, values in enumerate(points):
         progress("trials", i, len(points))
         folder = directory.trials / str(i)
-        train(_trial(recipe, values, epochs), folder)
+        try:
+            train(_trial(recipe, values, epochs), folder)
+        except Interrupted:
+            raise Interrupted(
+                f"stopped in trial {i + 1} of {len(points)}, saved; continue with: "
+                f"flatminima finetune --resume {directory.path}"
+            ) from None
+        except NonFinite:
+            trials.append({"values": values, "validation_loss": None, "gradients": _spent(folder)})
+            continue
         metrics = read_json(folder / "results.json")["metrics"]
         loss = metrics["validation_loss"]
         trials.append(
@@ -109,6 +127,14 @@ def _by_sweep(
         raise InputError("no trial has a finite validation loss: give the knobs lower bounds")
     best = min(finite, key=lambda t: t["validation_loss"])
     return {"tuner": "sweep", "values": best["values"], "epochs": epochs, "trials": trials}
+
+
+def _spent(folder: Path) -> float:
+    """The gradients of a trial that ended before its results."""
+    metrics = RunDirectory(folder).metrics
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    records = [json.loads(line) for line in lines]
+    return max((record.get("gradients", 0.0) for record in records), default=0.0)
 
 
 def grid(knobs: Mapping[str, Knob], trials: int) -> list[dict[str, float]]:

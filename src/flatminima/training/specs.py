@@ -87,14 +87,16 @@ class PerturbSpec:
 class OptimizerSpec:
     """How the weights move."""
 
-    optimizer: Literal["sgd", "adam", "adamw", "variational-adam"] | None = _option(
+    optimizer: Literal["sgd", "adam", "adamw", "variational-adam", "gns"] | None = _option(
         None,
-        "base optimizer (default: sgd for mlp and cnn, else adamw; variational-adam for bsam)",
+        "base optimizer; gns, gradient-normalized smoothness, takes a step on each batch by its "
+        "curvature, so give large ones (default: sgd for mlp and cnn, else adamw; "
+        "variational-adam for bsam)",
     )
     lr: float | None = _option(
         None,
         "learning rate (default: 0.05 for mlp and cnn, 5e-4 for random weights, else 5e-5; 0.3 for "
-        "variational-adam)",
+        "variational-adam; gns has none)",
     )
     momentum: float = _option(0.9, "momentum of sgd")
     weight_decay: float = _option(0.0, "weight decay")

@@ -17,8 +17,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
+from flatminima.arguments import above, between, whole
 from flatminima.errors import InputError
-from flatminima.models.arguments import number, whole
 from flatminima.models.boosted_networks.boosting import Boosted, boost
 from flatminima.models.boosted_networks.losses import Binary, Floats, Loss, Multiclass, Squares
 from flatminima.progress import Progress, silent
@@ -99,9 +99,9 @@ class _BoostedNetwork(BaseEstimator):  # type: ignore[misc]
         settings: dict[str, Any] = {
             "stages": self.units // per_step,
             "units_per_step": per_step,
-            "learning_rate": number("learning_rate", self.learning_rate, 0, np.inf),
-            "subsample": number("subsample", self.subsample, 0, 1),
-            "alpha": number("alpha", self.alpha, 0, np.inf, with_low=True),
+            "learning_rate": above("learning_rate", self.learning_rate),
+            "subsample": above("subsample", self.subsample, 0, 1),
+            "alpha": between("alpha", self.alpha, 0),
             "max_iter": whole("max_iter", self.max_iter, 1),
             "monotone": self.monotone,
             "random": check_random_state(self.random_state),
@@ -109,12 +109,17 @@ class _BoostedNetwork(BaseEstimator):  # type: ignore[misc]
         }
         held = None
         if self.validation_fraction is not None:
-            part = number("validation_fraction", self.validation_fraction, 0, 1)
+            part = above("validation_fraction", self.validation_fraction, 0, 1)
             if part == 1:
                 raise InputError("validation_fraction is 1, which leaves nothing to train on")
-            split = train_test_split(
-                X, y, test_size=part, stratify=labels, random_state=settings["random"]
-            )
+            try:
+                split = train_test_split(
+                    X, y, test_size=part, stratify=labels, random_state=settings["random"]
+                )
+            except ValueError as error:
+                raise InputError(
+                    f"validation_fraction={part:g} of {len(X)} samples cannot be held out: {error}"
+                ) from error
             X, apart, y, y_apart = split
             held = (apart, y_apart)
         center, scale = _standard(X, self.standardize)
@@ -317,6 +322,9 @@ class BoostedNetworkRegressor(RegressorMixin, MultiOutputMixin, _BoostedNetwork)
         options = {"multi_output": True, "y_numeric": True}
         inputs, targets = validate_data(self, X, y, dtype=np.float64, **options)
         targets = np.asarray(targets, np.float64)
+        # Objects become numbers only here: None is not a number then.
+        if not np.isfinite(targets).all():
+            raise InputError("y has targets that are missing or not finite: leave these rows out")
         self._flat = targets.ndim == 1
         self._boost(inputs, targets.reshape(len(targets), -1), Squares(), None)
         return self

@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatminima.arguments import kind_of, tensor, whole
 from flatminima.errors import InputError
-from flatminima.models.arguments import whole
 from flatminima.models.hard_patches.patches import patchify, sin_cos_positions
 from flatminima.objectives import PatchOutput
 
 LARGEST = 30.0
 """No pixel of an image that was scaled or normalized is larger."""
+
+
+DECODER_KEYS = (r"^enter\.", r"^mask_token$", r"^reconstructor\.", r"^predictor\.")
+"""What a state dict of a `MaskedViT` has beside the ViT's own keys, as regular expressions."""
 
 
 class MaskedViT(nn.Module):
@@ -69,10 +73,13 @@ class MaskedViT(nn.Module):
                 f"images of {self.size} pixels cannot be cut into patches of {self.patch}"
             )
         self.channels = int(config.num_channels)
-        width = width or getattr(config, "decoder_hidden_size", None) or config.hidden_size
-        depth = depth or getattr(config, "decoder_num_hidden_layers", None) or 1
-        heads = heads or getattr(config, "decoder_num_attention_heads", None)
-        heads = heads or config.num_attention_heads
+        if width is None:
+            width = getattr(config, "decoder_hidden_size", None) or config.hidden_size
+        if depth is None:
+            depth = getattr(config, "decoder_num_hidden_layers", None) or 1
+        if heads is None:
+            heads = getattr(config, "decoder_num_attention_heads", None)
+            heads = heads or config.num_attention_heads
         width, depth = whole("width", width, 4), whole("depth", depth, 1)
         heads = whole("heads", heads, 1)
         if width % 4 or width % heads:
@@ -147,6 +154,7 @@ class MaskedViT(nn.Module):
 
     def _check(self, images: Tensor, mask: Tensor | None) -> None:
         wanted = (self.channels, self.size, self.size)
+        tensor("images", images)
         if images.dim() != 4 or tuple(images.shape[1:]) != wanted:
             raise InputError(
                 f"images of shape {tuple(images.shape)} for a ViT that takes (n, "
@@ -160,7 +168,8 @@ class MaskedViT(nn.Module):
                 "normalized ones, such as images / 255"
             )
         if mask is not None and (
-            mask.dtype != torch.bool or tuple(mask.shape) != (len(images), self.patch_count)
+            tensor("mask", mask).dtype != torch.bool
+            or tuple(mask.shape) != (len(images), self.patch_count)
         ):
             raise InputError(
                 f"a mask of shape {tuple(mask.shape)} and {mask.dtype} for {len(images)} images of "
@@ -176,9 +185,11 @@ def begin_with_positions(vit: nn.Module) -> None:
     of the ViT.
 
     Raises:
-        InputError: its width is no multiple of 4.
+        InputError: its width is no multiple of 4; it is no ViT.
     """
-    config: Any = vit.config
+    config: Any = getattr(vit, "config", None)
+    if not hasattr(vit, "embeddings") or not hasattr(config, "hidden_size"):
+        raise InputError(f"the ViT is {kind_of(vit)}: give a transformers.ViTModel")
     if config.hidden_size % 4:
         raise InputError(f"the ViT is {config.hidden_size} wide: give a multiple of 4")
     side = _square(config.image_size) // _square(config.patch_size)

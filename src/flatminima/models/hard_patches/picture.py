@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flatminima.arguments import kind_of, tensor, whole
 from flatminima.errors import InputError, require
 from flatminima.models.hard_patches.model import MaskedViT
 from flatminima.models.hard_patches.patches import unpatchify
@@ -40,10 +41,14 @@ def mask_plot(
     Raises:
         InputError: no images, or images that the model does not take; matplotlib is not installed.
     """
-    if not len(images):
+    if not isinstance(model, MaskedViT):
+        raise InputError(f"the model is {kind_of(model)}: give a MaskedViT")
+    if not isinstance(objective, HardPatchesMining | None):
+        raise InputError(f"the objective is {kind_of(objective)}: give a HardPatchesMining")
+    if not len(tensor("images", images)):
         raise InputError("there is no mask to draw: give at least one image")
     objective = objective or HardPatchesMining()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(whole("seed", seed, 0))
     training = model.training
     model.eval()
     hardness = objective.hardness(model, images, generator)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flatminima.arguments import above, function, whole
 from flatminima.errors import InputError
 from flatminima.objectives import Batch, Objective, Supervised
 
@@ -38,9 +39,7 @@ class ProximalMatching:
     """
 
     def __init__(self, gamma: float) -> None:
-        if not 0 < gamma < math.inf:
-            raise InputError(f"gamma is {gamma}: give a number above 0")
-        self.gamma = gamma
+        self.gamma = above("gamma", gamma)
         self._supervised = Supervised(self.loss)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -67,11 +66,19 @@ class Stage:
         steps: Of the optimizer.
         lr: Learning rate.
         objective: What is minimized; the absolute error unless given.
+
+    Raises:
+        InputError: a number out of its range; an objective that cannot be called.
     """
 
     steps: int
     lr: float
     objective: Objective = ABSOLUTE
+
+    def __post_init__(self) -> None:
+        whole("steps", self.steps, 1)
+        above("lr", self.lr)
+        function("objective", self.objective)
 
     @property
     def name(self) -> str:
@@ -103,12 +110,13 @@ def proximal_schedule(
     Raises:
         InputError: a number out of its range.
     """
-    if dim < 1 or stages < 1 or steps < stages or (start is not None and start < 0):
-        raise InputError(
-            f"dim={dim}, stages={stages}, steps={steps}, start={start}: give a dim and stages of 1 "
-            "or above, a step for each stage at least, and a start of 0 or above"
-        )
-    last = 0.08 * math.sqrt(dim) if gamma is None else gamma
+    whole("dim", dim, 1)
+    if whole("steps", steps, 1) < whole("stages", stages, 1):
+        raise InputError(f"steps={steps} and stages={stages}: give each stage a step at least")
+    if start is not None:
+        whole("start", start, 0)
+    last = 0.08 * math.sqrt(dim) if gamma is None else above("gamma", gamma)
+    above("lr", lr)
     ends = [steps * k // stages for k in range(stages + 1)]
     matching = [
         Stage(ends[k + 1] - ends[k], lr / 10, ProximalMatching(last * 2 ** (stages - 1 - k)))

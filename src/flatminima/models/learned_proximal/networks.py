@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flatminima.arguments import above, between, kind_of, tensor, whole
 from flatminima.errors import InputError
 from flatminima.models.learned_proximal.proximal import LearnedProximal
-
-Number = TypeVar("Number", int, float)
 
 
 class LPN(LearnedProximal):
@@ -37,7 +35,7 @@ class LPN(LearnedProximal):
             of images, whose brightness is as good as any other.
 
     Raises:
-        InputError: a number out of its range; at a call, samples of the wrong shape.
+        InputError: a number out of its range; at a call, samples of the wrong shape or dtype.
     """
 
     def __init__(
@@ -50,13 +48,11 @@ class LPN(LearnedProximal):
         free_mean: bool = False,
     ) -> None:
         super().__init__()
-        self.dim, self.free_mean = _at_least("dim", dim, 1), free_mean
-        self.beta, self.alpha = _above("beta", beta), _at_least("alpha", alpha, 0.0)
-        _at_least("hidden", hidden, 1)
+        self.dim, self.free_mean = whole("dim", dim, 1), free_mean
+        self.beta, self.alpha = above("beta", beta), between("alpha", alpha, 0)
+        hidden, layers = whole("hidden", hidden, 1), whole("layers", layers, 1)
         self.least = min(2 * self.alpha, 1.0) if free_mean else 2 * self.alpha
-        self.skips = nn.ModuleList(
-            nn.Linear(dim, hidden) for _ in range(_at_least("layers", layers, 1))
-        )
+        self.skips = nn.ModuleList(nn.Linear(dim, hidden) for _ in range(layers))
         self.inner = nn.ParameterList(_positive(hidden, hidden) for _ in range(layers - 1))
         self.out = _positive(1, hidden)
         self.shift = nn.Parameter(torch.zeros(dim))
@@ -64,6 +60,7 @@ class LPN(LearnedProximal):
     def potential(self, y: Tensor) -> Tensor:
         """psi of each row of `y`, shape (batch, n) to (batch,)."""
         self.check(y)
+        self.check_type(y)
         if not self.free_mean:
             return self._centred(y)
         mean = y.mean(1, keepdim=True)
@@ -82,7 +79,7 @@ class LPN(LearnedProximal):
 
     def check(self, y: Tensor) -> None:
         """Raise an InputError unless `y` has the shape (batch, n)."""
-        if y.dim() != 2 or y.shape[1] != self.dim:
+        if tensor("y", y).dim() != 2 or y.shape[1] != self.dim:
             raise InputError(
                 f"this network takes samples of {self.dim} numbers, shape (batch, {self.dim}), "
                 f"and these have the shape {tuple(y.shape)}; of an image with its patches see "
@@ -106,7 +103,7 @@ class ConvLPN(LearnedProximal):
         alpha: Of the quadratic term, 0 or above.
 
     Raises:
-        InputError: a number out of its range; at a call, images of the wrong shape.
+        InputError: a number out of its range; at a call, images of the wrong shape or dtype.
     """
 
     def __init__(
@@ -119,15 +116,13 @@ class ConvLPN(LearnedProximal):
         alpha: float = 1e-3,
     ) -> None:
         super().__init__()
-        if _at_least("kernel", kernel, 1) % 2 == 0:
+        if whole("kernel", kernel, 1) % 2 == 0:
             raise InputError(f"kernel is {kernel}: a convolution with a centre needs an odd side")
-        self.channels, self.kernel = _at_least("channels", channels, 1), kernel
-        self.beta, self.alpha = _above("beta", beta), _at_least("alpha", alpha, 0.0)
+        self.channels, self.kernel = whole("channels", channels, 1), kernel
+        self.beta, self.alpha = above("beta", beta), between("alpha", alpha, 0)
+        hidden, layers = whole("hidden", hidden, 1), whole("layers", layers, 1)
         self.least = 2 * self.alpha
-        self.skips = nn.ModuleList(
-            nn.Conv2d(channels, _at_least("hidden", hidden, 1), kernel)
-            for _ in range(_at_least("layers", layers, 1))
-        )
+        self.skips = nn.ModuleList(nn.Conv2d(channels, hidden, kernel) for _ in range(layers))
         self.inner = nn.ParameterList(
             _positive(hidden, hidden, kernel, kernel) for _ in range(layers - 1)
         )
@@ -136,6 +131,7 @@ class ConvLPN(LearnedProximal):
     def potential(self, y: Tensor) -> Tensor:
         """psi of each image of `y`, shape (batch, channels, height, width) to (batch,)."""
         self.check(y)
+        self.check_type(y)
         wide = self._wrapped(y)
         z = functional.softplus(self.skips[0](wide), self.beta)
         for weight, skip in zip(self.inner, list(self.skips)[1:], strict=True):
@@ -178,12 +174,15 @@ class PatchLPN(LearnedProximal):
 
     def __init__(self, net: LPN, side: int, stride: int = 1, channels: int = 1) -> None:
         super().__init__()
-        if net.dim != channels * side * side:
+        if not isinstance(net, LPN):
+            raise InputError(f"the network of patches is {kind_of(net)}: give an LPN")
+        whole("side", side, 1)
+        if net.dim != whole("channels", channels, 1) * side * side:
             raise InputError(
                 f"the network takes {net.dim} numbers, and a patch of side {side} with {channels} "
                 f"channels has {channels * side * side}"
             )
-        if _at_least("stride", stride, 1) > side or side % stride:
+        if whole("stride", stride, 1) > side or side % stride:
             raise InputError(
                 f"stride {stride} does not divide the side {side} of a patch, so pixels would "
                 "count differently and the average would be no proximal operator"
@@ -223,7 +222,7 @@ def _positive(*shape: int) -> nn.Parameter:
 
 
 def _images(y: Tensor, channels: int, least: int) -> None:
-    if y.dim() != 4 or y.shape[1] != channels:
+    if tensor("y", y).dim() != 4 or y.shape[1] != channels:
         raise InputError(
             f"images have the shape (batch, {channels}, height, width) here, and these have "
             f"{tuple(y.shape)}"
@@ -233,15 +232,3 @@ def _images(y: Tensor, channels: int, least: int) -> None:
             f"the images are {y.shape[2]} x {y.shape[3]} pixels, smaller than the network's "
             f"{least} x {least}: give larger ones"
         )
-
-
-def _at_least(name: str, value: Number, least: Number) -> Number:
-    if not least <= value < math.inf:
-        raise InputError(f"{name} is {value}: give a number of {least} or above")
-    return value
-
-
-def _above(name: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise InputError(f"{name} is {value}: give a number above 0")
-    return value

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from flatminima.arguments import above, function, tensor, whole
 from flatminima.errors import InputError
 
 Map = Callable[[Tensor], Tensor]
@@ -22,11 +23,18 @@ class LinearMap:
         forward: x to A x, sample by sample; x of shape (n, ...).
         adjoint: b to A' b.
         name: What it is called in messages.
+
+    Raises:
+        InputError: one of the two cannot be called.
     """
 
     forward: Map
     adjoint: Map
     name: str = "A"
+
+    def __post_init__(self) -> None:
+        function("forward", self.forward)
+        function("adjoint", self.adjoint)
 
     def __call__(self, x: Tensor) -> Tensor:
         """A x."""
@@ -91,7 +99,11 @@ def masking(mask: Tensor) -> LinearMap:
 
     Args:
         mask: 1 where a pixel was seen and 0 where not; broadcast over the batch.
+
+    Raises:
+        InputError: the mask is no tensor.
     """
+    tensor("mask", mask)
 
     def seen(x: Tensor) -> Tensor:
         return x * mask.to(x)
@@ -108,8 +120,7 @@ def blurring(std: float) -> LinearMap:
     Raises:
         InputError: std is not above 0.
     """
-    if not 0 < std < math.inf:
-        raise InputError(f"the blur's std is {std}: give a number of pixels above 0")
+    above("the blur's std", std)
 
     def blur(x: Tensor) -> Tensor:
         if x.dim() != 4:
@@ -131,7 +142,7 @@ def _gaussian(length: int, std: float, like: Tensor) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def sensing(matrix: Tensor, shape: tuple[int, ...]) -> LinearMap:
+def sensing(matrix: Tensor, shape: Sequence[int]) -> LinearMap:
     """A = a matrix times the flattened sample, of compressed sensing.
 
     Args:
@@ -141,7 +152,11 @@ def sensing(matrix: Tensor, shape: tuple[int, ...]) -> LinearMap:
     Raises:
         InputError: the matrix does not fit the shape.
     """
-    if matrix.dim() != 2 or matrix.shape[1] != math.prod(shape):
+    if not isinstance(shape, tuple | list):
+        raise InputError(f"shape is {shape!r}: give the sides of a sample, as (1, 8, 8)")
+    for side in shape:
+        whole("a side of shape", side, 1)
+    if tensor("matrix", matrix).dim() != 2 or matrix.shape[1] != math.prod(shape):
         raise InputError(
             f"a sample of shape {tuple(shape)} has {math.prod(shape)} numbers, and the matrix has "
             f"the shape {tuple(matrix.shape)}"

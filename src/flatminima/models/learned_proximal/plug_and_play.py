@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatminima.arguments import above, between, function, kind_of, tensor, whole
 from flatminima.errors import InputError, require
 from flatminima.models.learned_proximal.operators import LinearMap, nearest
 from flatminima.models.learned_proximal.proximal import LearnedProximal
@@ -104,10 +105,11 @@ def pnp_admm(
 
     Raises:
         InputError: measurements of the wrong shape, dtype or range; A and A' that are not adjoint;
-            a network with negative weights where convexity needs none; neither or both of weight
-            and noise.
+            a network with negative weights where convexity needs none, or a denoiser that does not
+            give back the shape of an image; neither or both of weight and noise; a number out of
+            its range.
     """
-    w, z, _ = _begin(denoiser, operator, b, weight, noise, start)
+    denoise, w, z, _ = _begin(denoiser, operator, b, weight, noise, start)
 
     def turns(z: Tensor) -> Turns:
         x, u = z, torch.zeros_like(z)
@@ -115,7 +117,7 @@ def pnp_admm(
             x = nearest(operator, b, z - u, w, x)
             u = u + x - z
             y = x + u
-            z = denoiser(y)
+            z = denoise(y)
             yield z, _misfit(operator, z, b, w) + _prior(denoiser, y, z)
 
     return _run(turns(z), z, "ADMM", steps, tolerance, progress)
@@ -156,13 +158,13 @@ def pnp_hqs(
     Raises:
         InputError: as `pnp_admm`.
     """
-    w, z, _ = _begin(denoiser, operator, b, weight, noise, start)
+    denoise, w, z, _ = _begin(denoiser, operator, b, weight, noise, start)
 
     def turns(z: Tensor) -> Turns:
         x = z
         while True:
             x = nearest(operator, b, z, w, x)
-            z = denoiser(x)
+            z = denoise(x)
             apart = float((x - z).double().square().sum()) / 2
             yield z, _misfit(operator, x, b, w) + apart + _prior(denoiser, x, z)
 
@@ -202,14 +204,14 @@ def pnp_pgd(
     Raises:
         InputError: as `pnp_admm`; a weight that is too large.
     """
-    w, z, square = _begin(denoiser, operator, b, weight, noise, start)
+    denoise, w, z, square = _begin(denoiser, operator, b, weight, noise, start)
     if w * square > 1 + 1e-4:
         raise InputError(TOO_STEEP.format(name="pnp_pgd", steep=w * square, most=1 / square))
 
     def turns(z: Tensor) -> Turns:
         while True:
             y = z - w * operator.adjoint(operator(z) - b)
-            z = denoiser(y)
+            z = denoise(y)
             yield z, _misfit(operator, z, b, w) + _prior(denoiser, y, z)
 
     return _run(turns(z), z, "proximal gradient", steps, tolerance, progress)
@@ -218,8 +220,8 @@ def pnp_pgd(
 def _run(
     turns: Turns, x: Tensor, name: str, steps: int, tolerance: float, progress: Progress
 ) -> Restored:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InputError(f"steps is {steps!r}: give a whole number of at least 1")
+    whole("steps", steps, 1)
+    between("tolerance", tolerance, 0)
     objective, change, stopped = [], [], "steps"
     with torch.no_grad():
         for done in range(1, steps + 1):
@@ -256,9 +258,11 @@ def _begin(
     weight: float | None,
     noise: float | None,
     start: Tensor | None,
-) -> tuple[float, Tensor, float]:
-    """The weight, the first image and the square of A's norm; all checks."""
-    if not b.is_floating_point() or not bool(b.isfinite().all()):
+) -> tuple[Denoiser, float, Tensor, float]:
+    """The denoiser, the weight, the first image and the square of A's norm; all checks."""
+    if not isinstance(operator, LinearMap):
+        raise InputError(f"operator is {kind_of(operator)}: give a LinearMap, of A and its adjoint")
+    if not tensor("b", b).is_floating_point() or not bool(b.isfinite().all()):
         raise InputError(
             f"the measurements are of {b.dtype}, or some are not finite: give finite "
             "floating-point numbers, images divided by 255"
@@ -269,20 +273,45 @@ def _begin(
         square = operator.square_norm(back)
     if square == 0:
         raise InputError(f"{operator.name} maps every image to 0: there is nothing to restore from")
-    first = back / square if start is None else start.detach()
-    if first.shape != back.shape:
+    first = back / square if start is None else tensor("start", start).detach()
+    if first.shape != back.shape or first.dtype != back.dtype:
         raise InputError(
-            f"start has the shape {tuple(first.shape)}, and images have {tuple(back.shape)}"
+            f"start has the shape {tuple(first.shape)} and is of {first.dtype}, and images have "
+            f"{tuple(back.shape)} and are of {back.dtype}: give one like them"
         )
     if isinstance(denoiser, LearnedProximal):
         denoiser.require_convex()
         denoiser.check(first)
+        denoiser.check_type(first)
         low, high = (float(v) for v in denoiser.range)
         wide = 10 * (high - low)
         found = float((back / square).min()), float((back / square).max())
         if wide > 0 and not (low - wide < found[0] and found[1] < high + wide):
             raise InputError(NO_RANGE.format(low=found[0], high=found[1], least=low, most=high))
-    return _weight(denoiser, weight, noise), first, square
+    return _denoise(denoiser, first), _weight(denoiser, weight, noise), first, square
+
+
+def _denoise(denoiser: Denoiser, like: Tensor) -> Denoiser:
+    """The denoiser, which is refused where it does not give back what it takes."""
+    function("denoiser", denoiser)
+
+    def checked(y: Tensor) -> Tensor:
+        try:
+            found = denoiser(y)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(
+                f"the denoiser does not take images of the shape {tuple(like.shape)} and "
+                f"{like.dtype}: {error}"
+            ) from error
+        if not isinstance(found, Tensor) or found.shape != like.shape:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else kind_of(found)
+            raise InputError(
+                f"the denoiser makes {shape} of an image of the shape {tuple(like.shape)}: give "
+                "one that gives back what it takes"
+            )
+        return found
+
+    return checked
 
 
 def _weight(denoiser: Denoiser, weight: float | None, noise: float | None) -> float:
@@ -294,9 +323,5 @@ def _weight(denoiser: Denoiser, weight: float | None, noise: float | None) -> fl
             raise InputError(
                 "the denoiser has no sigma that noise could be compared with: give weight"
             )
-        if noise is None or not 0 < noise < math.inf:
-            raise InputError(f"noise is {noise}: give a standard deviation above 0")
-        return (sigma / noise) ** 2
-    if not 0 < weight < math.inf:
-        raise InputError(f"weight is {weight}: give a number above 0")
-    return weight
+        return (sigma / above("noise", noise)) ** 2
+    return above("weight", weight)

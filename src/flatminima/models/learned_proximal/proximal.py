@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flatminima.arguments import between, tensor, whole
 from flatminima.errors import InputError
 from flatminima.models.learned_proximal.inversion import Prior, invert
 
@@ -55,21 +56,36 @@ class LearnedProximal(nn.Module):
         raise NotImplementedError
 
     def check(self, y: Tensor) -> None:
-        """Raise an InputError if `y` is no batch of samples for this network."""
+        """Raise an InputError if `y` has not the shape of samples for this network."""
         raise NotImplementedError
+
+    def check_type(self, y: Tensor) -> None:
+        """Raise an InputError unless `y` holds numbers of the dtype of the weights."""
+        if not tensor("y", y).is_floating_point():
+            raise InputError(
+                f"the samples are of {y.dtype}: give floating-point numbers, images divided by 255"
+            )
+        own = next((weight.dtype for weight in self.parameters()), y.dtype)
+        if y.dtype != own and not torch.is_autocast_enabled(y.device.type):
+            raise InputError(
+                f"the samples are of {y.dtype} and the network of {own}: give samples.to({own}), "
+                f"or take network.to({y.dtype})"
+            )
 
     def forward(self, y: Tensor) -> Tensor:
         """f(y), of the shape of `y`; works under `no_grad` as well, and leaves `y` as it is.
 
         Raises:
-            InputError: `y` has the wrong shape or holds whole numbers; it is called under
-                `torch.inference_mode`, where there are no gradients at all.
+            InputError: `y` has the wrong shape, holds whole numbers or is of another dtype than
+                the weights; it is called under `torch.inference_mode`, where there are no gradients
+                at all.
         """
+        self.check_type(y)
         if torch.is_inference_mode_enabled():
             raise InputError("f is a gradient, which inference_mode rules out: use torch.no_grad")
         wanted = torch.is_grad_enabled()
         with torch.enable_grad():
-            point = y if wanted and y.requires_grad else y.detach().requires_grad_(_float(y))
+            point = y if wanted and y.requires_grad else y.detach().requires_grad_()
             (f,) = torch.autograd.grad(self.potential(point).sum(), point, create_graph=wanted)
         return f
 
@@ -100,20 +116,16 @@ class LearnedProximal(nn.Module):
             R, up to one constant for all samples, and how far off it can be.
 
         Raises:
-            InputError: negative weights where convexity needs none; samples of the wrong shape.
+            InputError: negative weights where convexity needs none; samples of the wrong shape or
+                that are not finite; a number out of its range.
         """
         self.require_convex()
         self.check(x)
-        return invert(self, x, steps, tolerance)
+        if not len(x) or not bool(x.isfinite().all()):
+            raise InputError("there are no samples, or some are not finite: give finite ones")
+        whole("steps", steps, 0)
+        return invert(self, x, steps, between("tolerance", tolerance, 0))
 
     def extra_repr(self) -> str:
         """The noise it was trained on."""
         return f"sigma={float(self.sigma):g}" if self.sigma > 0 else "not trained"
-
-
-def _float(y: Tensor) -> bool:
-    if not y.is_floating_point():
-        raise InputError(
-            f"the samples are of {y.dtype}: give floating-point numbers, images divided by 255"
-        )
-    return True

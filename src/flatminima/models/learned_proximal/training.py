@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatminima.arguments import above, function, kind_of, network, tensor, whole
 from flatminima.errors import InputError, require
 from flatminima.models.learned_proximal.matching import ProximalMatching, Stage, proximal_schedule
 from flatminima.models.learned_proximal.proximal import LearnedProximal
@@ -97,22 +98,29 @@ def fit_lpn(
 
     Raises:
         InputError: samples that are no floating-point numbers, not finite, of the wrong shape, or
-            far larger than sigma; a gamma so small that its gradient is 0.
+            far larger than sigma; a number out of its range; a network without weights, or one that
+            does not give back the shape of the samples; a gamma so small that its gradient is 0.
     """
-    if not 0 < sigma < math.inf:
-        raise InputError(f"sigma is {sigma}: give the standard deviation of the noise, above 0")
-    first = next(net.parameters())
-    generator = torch.Generator().manual_seed(seed)
-    draw = _from(samples) if isinstance(samples, Tensor) else samples
+    above("sigma", sigma)
+    whole("batch", batch, 1)
+    first = next(network(net).parameters(), None)
+    if first is None:
+        raise InputError(f"a {type(net).__name__} without weights has nothing to train")
+    generator = torch.Generator().manual_seed(whole("seed", seed, 0))
+    draw = samples if callable(samples) else _from(tensor("samples", samples))
     looked_at = samples if isinstance(samples, Tensor) else draw(max(batch, 256), generator)
+    was = net.training
     low, high = _checked(net, looked_at, sigma)
     if schedule is None:
         schedule = proximal_schedule(looked_at[0].numel())
+    if not isinstance(schedule, Sequence) or not all(isinstance(one, Stage) for one in schedule):
+        raise InputError("the schedule is no list of Stage: give one, as proximal_schedule does")
     if not schedule:
         raise InputError("the schedule is empty: give at least one Stage")
-    stepping = optimizer(net.parameters())
+    stepping = function("optimizer", optimizer)(net.parameters())
+    if not hasattr(stepping, "param_groups"):
+        raise InputError("optimizer makes no optimizer: give torch.optim.Adam, or a function")
     names, losses = [], []
-    was = net.training
     net.train()
     for stage in schedule:
         for group in stepping.param_groups:
@@ -164,17 +172,38 @@ def _from(samples: Tensor) -> Draw:
     return draw
 
 
+def _check_denoiser(net: nn.Module, samples: Tensor) -> None:
+    """Refuse a network that does not give back what it takes."""
+    weight = next(net.parameters())
+    try:
+        with torch.no_grad():
+            found = net.eval()(samples.to(weight))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the network does not take samples of the shape {tuple(samples.shape)}: {error}"
+        ) from error
+    if not isinstance(found, Tensor) or found.shape != samples.shape:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else kind_of(found)
+        raise InputError(
+            f"the network makes {shape} of samples of the shape {tuple(samples.shape)}: a denoiser "
+            "gives back what it takes"
+        )
+
+
 def _checked(net: nn.Module, samples: Tensor, sigma: float) -> tuple[float, float]:
     """The range of the samples, which are fit to train on."""
-    if not samples.is_floating_point() or not len(samples):
+    count = len(samples) if tensor("samples", samples).dim() else 0
+    if not samples.is_floating_point() or not count:
         raise InputError(
-            f"there are {len(samples)} samples of {samples.dtype}: give floating-point numbers, "
+            f"there are {count} samples of {samples.dtype}: give floating-point numbers, (n, ...), "
             "images divided by 255"
         )
     if not bool(samples.isfinite().all()):
         raise InputError("some samples are not finite: remove or mend them")
     if isinstance(net, LearnedProximal):
         net.check(samples[:1])
+    else:
+        _check_denoiser(net, samples[:2])
     low, high = float(samples.min()), float(samples.max())
     if sigma < 1e-3 * (high - low):
         raise InputError(LARGE.format(low=low, high=high, sigma=sigma))

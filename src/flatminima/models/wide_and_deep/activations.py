@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatminima.arguments import above, floats, tensor, whole
 from flatminima.errors import InputError
-from flatminima.models.arguments import number, whole
 from flatminima.models.wide_and_deep.series import above_lowest, hermite_coefficients
 
 NOTHING = 1e-12
@@ -67,7 +67,7 @@ class DualActivation:
         Raises:
             InputError: none of them is other than 0, or one is not finite.
         """
-        squares = np.square(np.asarray(coefficients, np.float64))
+        squares = np.square(floats("coefficients", coefficients))
         total = squares.sum()
         if squares.ndim != 1 or not 0 < total < np.inf:
             raise InputError("give a list of finite Hermite coefficients, not all of them 0")
@@ -113,7 +113,7 @@ class DualActivation:
         Raises:
             InputError: a is not above 0, or above 200.
         """
-        a = number("a", a, 0, 200)
+        a = above("a", a, 0, 200)
         k = np.arange(1, 1000, 2)
         logs = k * math.log(a) - np.array([math.lgamma(n + 1.0) for n in k])
         squares = np.zeros(1000)
@@ -153,6 +153,7 @@ class DualActivation:
 
     def __call__(self, t: Tensor) -> Tensor:
         """The dual at t in [-1, 1], elementwise."""
+        tensor("t", t)
         if self.closed:
             return (t * (math.pi - t.acos()) + (1 - t * t).clamp(min=0).sqrt()) / math.pi
         lowest, rest = above_lowest(self._terms(0), t)
@@ -160,6 +161,7 @@ class DualActivation:
 
     def derivative(self, t: Tensor) -> Tensor:
         """The derivative of the dual at t in [-1, 1], elementwise."""
+        tensor("t", t)
         if self.closed:
             return (math.pi - t.acos()) / math.pi
         lowest, rest = above_lowest(self._terms(1), t)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatminima.arguments import whole
 from flatminima.errors import InputError
 from flatminima.measure.memory import free_bytes, words
-from flatminima.models.arguments import whole
 from flatminima.progress import Progress
 
 BYTES = 8

@@ -7,16 +7,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from numpy.typing import ArrayLike
+from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from flatminima.errors import InputError, unknown
-from flatminima.models.arguments import number, whole
+from flatminima.arguments import above, chosen, whole
+from flatminima.errors import InputError
 from flatminima.models.wide_and_deep.activations import DualActivation, optimal_activation
-from flatminima.models.wide_and_deep.chunks import Chunks, intrinsic_dimension, nearest_two
+from flatminima.models.wide_and_deep.chunks import intrinsic_dimension, nearest_two
 from flatminima.models.wide_and_deep.kernels import (
     Kind,
     log_kernel,
@@ -24,6 +22,7 @@ from flatminima.models.wide_and_deep.kernels import (
     sufficient_depth,
 )
 from flatminima.models.wide_and_deep.solving import solve
+from flatminima.models.wide_and_deep.voting import Floats, KernelVote
 from flatminima.progress import Progress, silent
 
 KINDS = ("nngp", "ntk", "limit")
@@ -33,80 +32,8 @@ NAMED = {"erf": DualActivation.erf, "relu": DualActivation.relu}
 SLOW_SERIES = 0.1
 """The part of B that a series may leave out: more, and near inputs part too slowly."""
 
-Floats = NDArray[np.float64]
 
-
-class _KernelVote(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Scores are weighted means over training samples; what the two classifiers share."""
-
-    classes_: NDArray[Any]
-    points_: Floats
-    coefficients_: Floats
-    chunk: int | None
-    max_bytes: int | None
-    device: str | None
-    progress: Progress | None
-
-    def decision_function(self, X: ArrayLike) -> Floats:
-        """Weighted means of the coefficients: shape (n, classes), with two classes (n,).
-
-        Weights are the kernel over its sum in the row, which changes no prediction and keeps what
-        depth makes too small for a float. With two classes it is the second's score minus the
-        first's.
-        """
-        scores = self._scores(X)
-        found: Floats = scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
-        return found
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Labels, shape (n,); the first of classes that tie."""
-        index = self._scores(X).argmax(1)
-        found: NDArray[Any] = self.classes_[index]
-        return found
-
-    def _labels(self, y: NDArray[Any]) -> Floats:
-        """One-hot labels, their classes noted."""
-        check_classification_targets(y)
-        self.classes_, index = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise InputError(
-                f"y has one class only, {self.classes_[0]}: a classifier needs two or more"
-            )
-        found: Floats = np.eye(len(self.classes_))[index]
-        return found
-
-    def _chunks(self) -> Chunks:
-        return Chunks.of(self.device, self.max_bytes, self.chunk)
-
-    def _scores(self, X: ArrayLike) -> Floats:
-        check_is_fitted(self)
-        chunks, progress = self._chunks(), self.progress or silent
-        inputs = validate_data(self, X, dtype=np.float64, reset=False)
-        left, right = (
-            torch.from_numpy(part).to(chunks.device)
-            for part in (self._points(inputs), self.points_)
-        )
-        coefficients = torch.from_numpy(self.coefficients_).to(chunks.device)
-        found = left.new_empty(len(left), coefficients.shape[1])
-        for rows, distances in chunks.distances(left, right, "predicting", progress):
-            found[rows] = _shares(self._log_weights(distances)) @ coefficients
-        scores: Floats = found.cpu().numpy()
-        return scores
-
-    def _points(self, X: Floats) -> Floats:
-        """Where inputs are compared."""
-        raise NotImplementedError
-
-    def _log_weights(self, distances: Tensor) -> Tensor:
-        """log of the weights of training samples at these distances; inf for all there is."""
-        raise NotImplementedError
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What shows progress is often a closure, which cannot be pickled.
-        return {**super().__getstate__(), "progress": None}
-
-
-class DeepKernelClassifier(_KernelVote):
+class DeepKernelClassifier(KernelVote):
     r"""The classifier that an infinitely wide fully connected network of some depth is.
 
     $\mathrm{sign}(k_L(x, X) K_L(X, X)^{-1} y)$, without ridge, the labels one-hot, the largest
@@ -192,9 +119,8 @@ class DeepKernelClassifier(_KernelVote):
                 computed, with the chunk that does) or that is singular.
         """
         depth = whole("depth", self.depth, 1)
-        for name, value, known in (("kind", self.kind, KINDS), ("solver", self.solver, SOLVERS)):
-            if value not in known:
-                raise unknown(name, value, known)
+        chosen("kind", self.kind, KINDS)
+        chosen("solver", self.solver, SOLVERS)
         inputs, labels = validate_data(self, X, y, dtype=np.float64)
         targets, points = self._labels(labels), self._points(inputs)
         chunks, progress = self._chunks(), self.progress or silent
@@ -239,10 +165,9 @@ class DeepKernelClassifier(_KernelVote):
     ) -> tuple[DualActivation, int | None]:
         if isinstance(self.activation, DualActivation):
             return self.activation, None
+        chosen("activation", self.activation, ["optimal", *NAMED])
         if self.activation in NAMED:
             return NAMED[self.activation](), None
-        if self.activation != "optimal":
-            raise unknown("activation", self.activation, ["optimal", *NAMED])
         if self.dimension is not None:
             return optimal_activation(self.dimension), self.dimension
         estimate = 1.0 if nearest is None else intrinsic_dimension(*nearest)
@@ -299,7 +224,7 @@ class DeepKernelClassifier(_KernelVote):
         return tags
 
 
-class HilbertKernelClassifier(_KernelVote):
+class HilbertKernelClassifier(KernelVote):
     r"""A vote with weights $|x - x_i|^{-d}$: Bayes-consistent, and interpolates.
 
     What the optimal activation's network is like in the limit, in plain Euclidean space: there is
@@ -347,7 +272,7 @@ class HilbertKernelClassifier(_KernelVote):
         """
         inputs, labels = validate_data(self, X, y, dtype=np.float64)
         given = inputs.shape[1] if self.dimension is None else self.dimension
-        self.dimension_ = number("dimension", given, 0, math.inf)
+        self.dimension_ = above("dimension", given)
         self.coefficients_ = self._labels(labels)
         self._chunks().size(len(inputs))
         self.points_ = inputs
@@ -362,11 +287,3 @@ class HilbertKernelClassifier(_KernelVote):
 
     def _log_weights(self, distances: Tensor) -> Tensor:
         return -self.dimension_ * distances.log()
-
-
-def _shares(log_weights: Tensor) -> Tensor:
-    """Weights over their sum in each row; where some are infinite, those alone, alike."""
-    top = log_weights.amax(1, keepdim=True)
-    # Rows of all or of nothing have no largest finite weight to divide by.
-    weights = torch.where(top.isinf(), (log_weights == top).double(), (log_weights - top).exp())
-    return weights / weights.sum(1, keepdim=True)

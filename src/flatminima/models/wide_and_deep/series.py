@@ -35,6 +35,8 @@ def hermite_coefficients(
     try:
         values = activation(z)
         (slopes,) = torch.autograd.grad(values.sum(), z)
+        if values.shape != z.shape:
+            raise InputError(f"of {len(z)} numbers it makes the shape {tuple(values.shape)}")
     except Exception as error:
         raise InputError(
             f"the activation must be a function of a tensor that autograd can follow, such as "

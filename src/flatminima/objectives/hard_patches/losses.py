@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from flatminima.arguments import tensor
+from flatminima.errors import InputError
+
 SMALLEST = 1e-6
 """Added to variances, as the paper's code has it."""
 
@@ -19,7 +22,11 @@ def patch_losses(reconstruction: Tensor, patches: Tensor) -> Tensor:
 
     Returns:
         Shape (...).
+
+    Raises:
+        InputError: the two are no tensors of one shape.
     """
+    _alike("reconstruction", reconstruction, "patches", patches)
     return (reconstruction - patches).square().mean(dim=-1)
 
 
@@ -40,7 +47,11 @@ def relative_loss(predicted: Tensor, losses: Tensor) -> Tensor:
     Args:
         predicted: Shape (n, M).
         losses: Shape (n, M).
+
+    Raises:
+        InputError: the two are no tensors of such a shape.
     """
+    _rows(predicted, losses)
     found, pairs = _over_pairs(softplus(_differences(predicted).neg()), losses)
     return found / pairs.clamp_min(1)
 
@@ -54,7 +65,13 @@ def absolute_loss(predicted: Tensor, losses: Tensor) -> Tensor:
     Args:
         predicted: Shape (n, M), M above 1.
         losses: Shape (n, M).
+
+    Raises:
+        InputError: the two are no tensors of such a shape.
     """
+    _rows(predicted, losses)
+    if losses.shape[1] < 2:
+        raise InputError("a loss of one patch has no variance: mask two patches or more")
     return (predicted - _standardized(losses.detach())).square().mean()
 
 
@@ -67,9 +84,29 @@ def ranking_agreement(predicted: Tensor, losses: Tensor) -> tuple[Tensor, Tensor
 
     Returns:
         How many, pairs of equal predictions counting half; and of how many.
+
+    Raises:
+        InputError: the two are no tensors of shape (n, M).
     """
+    _rows(predicted, losses)
     order = _differences(predicted).sign()
     return _over_pairs((1 + order) / 2, losses)
+
+
+def _rows(predicted: Tensor, losses: Tensor) -> None:
+    _alike("predicted", predicted, "losses", losses)
+    if losses.dim() != 2:
+        raise InputError(
+            f"losses have the shape {tuple(losses.shape)}: give (n, M), a row for each image"
+        )
+
+
+def _alike(name: str, one: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor(name, one).shape != tensor(other_name, other).shape:
+        raise InputError(
+            f"{name} has the shape {tuple(one.shape)} and {other_name} {tuple(other.shape)}: give "
+            "both one shape"
+        )
 
 
 def _over_pairs(values: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:

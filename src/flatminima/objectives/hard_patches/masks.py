@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatminima.arguments import between, kind_of, tensor, whole
 from flatminima.errors import InputError
-from flatminima.objectives.options import between
 
 ROUNDING = 1e-9
 """16 * (1 - 0.9) is a little less than 1.6, and 10 * (1 - 0.9) than 1."""
@@ -47,6 +47,7 @@ class HardPatchMasker:
         Raises:
             InputError: none or all patches would be masked, or t is out of its range.
         """
+        whole("patches", patches, 0)
         t = between("progress", progress, 0, 1)
         masked = patches - int(patches * (1 - self.ratio) + ROUNDING)
         if not 0 < masked < patches:
@@ -65,10 +66,19 @@ class HardPatchMasker:
             hardness: Larger is harder, shape (n, L); where k is 0 only its shape counts.
             progress: See `counts`.
             generator: Draws the others; default torch's, of the device.
+
+        Raises:
+            InputError: hardness of another shape, or with numbers that are not; as `counts`.
         """
+        _check(hardness)
         masked, hard = self.counts(hardness.shape[1], progress)
         scores = _uniform(hardness, generator)
         if hard:
+            if not hardness.is_floating_point() or bool(hardness.isnan().any()):
+                raise InputError(
+                    f"the hardness is of {hardness.dtype}, or some of it is not a number: give "
+                    "floats; a model whose predictions are none has diverged"
+                )
             scores.scatter_(1, hardness.topk(hard, dim=1).indices, 2.0)
         return _at(scores.topk(masked, dim=1).indices, hardness.shape)
 
@@ -88,7 +98,11 @@ def complementary_masks(
 
     Returns:
         Bool, shape (folds, n, L).
+
+    Raises:
+        InputError: hardness of another shape, or a ratio out of its range.
     """
+    _check(hardness)
     patches = hardness.shape[1]
     masked, _ = HardPatchMasker(ratio).counts(patches)
     seen = patches - masked
@@ -119,7 +133,15 @@ def fold_scores(
 
     Returns:
         Shape (n, L).
+
+    Raises:
+        InputError: a model that does not say these two, or images that are no tensor.
     """
+    if not (hasattr(model, "predict") and hasattr(model, "patch_count")):
+        raise InputError(
+            f"the model is {kind_of(model)}, without predict and patch_count: give a MaskedViT"
+        )
+    tensor("images", images)
     patches: Any = model.patch_count
     like = images.new_zeros(len(images), int(patches))
     masks = complementary_masks(like, ratio, generator)
@@ -129,6 +151,14 @@ def fold_scores(
     predicted: Tensor = predict(repeated, masks.flatten(0, 1))
     hidden = masks.to(predicted.dtype)
     return (predicted.view_as(hidden) * hidden).sum(0) / hidden.sum(0)
+
+
+def _check(hardness: Tensor) -> None:
+    if tensor("hardness", hardness).dim() != 2:
+        raise InputError(
+            f"the hardness has the shape {tuple(hardness.shape)}: give (images, patches), of one "
+            "image hardness[None]"
+        )
 
 
 def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from flatminima.arguments import below, between, chosen
 from flatminima.cards import Card
-from flatminima.errors import InputError, unknown
+from flatminima.errors import InputError
 from flatminima.objectives.hard_patches.losses import absolute_loss, patch_losses, relative_loss
 from flatminima.objectives.hard_patches.masks import HardPatchMasker, fold_scores
 from flatminima.objectives.hard_patches.outputs import PatchOutput
-from flatminima.objectives.options import below, between
 from flatminima.objectives.registry import register
 from flatminima.objectives.remembering import Remembering, Setting
 from flatminima.objectives.supervised import Batch
@@ -97,11 +97,8 @@ class HardPatchesMining(Remembering):
         super().__init__()
         self.masker = HardPatchMasker(ratio, alpha)
         self.weight = between("weight", weight, 0)
-        if ranking not in RANKINGS:
-            raise unknown("ranking", ranking, RANKINGS)
-        if score not in SCORES:
-            raise unknown("score", score, SCORES)
-        self.ranking, self.score = RANKINGS[ranking], score
+        self.ranking = RANKINGS[chosen("ranking", ranking, RANKINGS)]
+        self.score = chosen("score", score, SCORES)
         self.decays = below("decay", decay, 0, 1), below("last_decay", last_decay, 0, 1)
         self.teacher: AveragedModel | None = None
         self.steps: Tensor

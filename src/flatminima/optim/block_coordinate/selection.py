@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from functools import cached_property
 
 import numpy as np
@@ -97,6 +98,10 @@ class FixedBlocks:
         each = self.added.decrease(x, g, self._curvature(estimates))
         return np.asarray(np.add.reduceat(each[self._joined], self._starts))
 
+    def fingerprint(self) -> int:
+        """A number that tells blocks, penalties and bounds apart."""
+        return _checksum(self.added, *(np.append(block, -1) for block in self.blocks))
+
     def _curvature(self, estimates: Array | None) -> Array:
         each = self.smooth.lipschitz if estimates is None else estimates
         if self.rule == "gs":
@@ -167,6 +172,10 @@ class VariableBlocks:
         block = _top(scores, tau)
         return self._thresholded(g, block) if self.rule == "gsq" else block
 
+    def fingerprint(self) -> int:
+        """A number that tells penalties and bounds apart."""
+        return _checksum(self.added)
+
     def _cut(self, order: Block) -> Block:
         if self.graph is None:
             return np.sort(order)
@@ -190,6 +199,11 @@ class VariableBlocks:
     def _promise(self, g: Array, block: Block) -> float:
         """g_b H_b^+ g_b."""
         return float(g[block] @ spectra.solve(self.smooth.bound(block), g[block]))
+
+
+def _checksum(added: Separable, *more: Array) -> int:
+    parts = (added.l1, added.lower, added.upper, *more)
+    return zlib.crc32(b"".join(np.ascontiguousarray(part).tobytes() for part in parts))
 
 
 def _top(values: Array, count: int) -> Block:

@@ -181,6 +181,7 @@ class GreedyBCD:
             "identified_at": self.identified_at,
             "rng": copy.deepcopy(self._rng.bit_generator.state),
             "settings": [self.selection, self.update, self._block_size, self.objective.size],
+            "fingerprint": self.blocks.fingerprint(),
         }
         if self._estimates is not None:
             state["estimates"] = torch.from_numpy(self._estimates.copy())
@@ -198,6 +199,8 @@ class GreedyBCD:
                 f"the state is of a solver with {list(state['settings'])} (selection, update, "
                 f"block size, variables) and this one has {settings}"
             )
+        if state["fingerprint"] != self.blocks.fingerprint():
+            raise InputError("the state is of a solver with other blocks, another l1 or bounds")
         self._x = state["x"].numpy().astype(self.objective.dtype)
         self._z = state["margins"].numpy().astype(self.objective.dtype)
         self.steps, self.identified_at = state["steps"], state["identified_at"]

@@ -69,7 +69,7 @@ def tune_penalties(
     *,
     knobs: Sequence[str] = ("weight_decay",),
     each: bool = False,
-    start: float = START,
+    start: float | Mapping[str, float] = START,
     head: str | None = None,
     steps: int = 30,
     products: int = 5000,
@@ -98,7 +98,8 @@ def tune_penalties(
         validation: Batches of other samples, gone through once.
         knobs: "weight_decay", "distance_penalty" (from the head's weights as they are), or both.
         each: Whether the head's weights and its biases have a weight decay each.
-        start: Where each penalty starts, above 0.
+        start: Where each penalty starts, above 0: one number for all, or by knob; a knob that is
+            missing there starts at 0.01.
         head: The name of the layer; None takes the last `nn.Linear`.
         steps: The most steps.
         products: The products after which no further step begins.
@@ -108,7 +109,7 @@ def tune_penalties(
     Raises:
         InputError: a knob that no gradient reaches, no such head, no samples, a start not above 0.
     """
-    _check(knobs, start)
+    starts = _starts(knobs, start)
     name, layer = _head(model, head)
     features = [_features(model, layer, batches) for batches in (train, validation)]
     weight = layer.weight.detach().double()
@@ -122,9 +123,11 @@ def tune_penalties(
         features[1],
         groups=groups if decays else None,
         start=weight if "distance_penalty" in knobs else None,
-        ridge=0.0 if decays else start,
+        ridge=0.0 if decays else starts["weight_decay"],
     )
-    theta = torch.full((problem.knobs,), start, dtype=torch.float64, device=first.device).log()
+    names = ["weight_decay:weight", "weight_decay:bias"] if each else ["weight_decay"]
+    names = (names if decays else []) + [k for k in KNOBS[1:] if k in knobs]
+    theta = first.new_tensor([starts[name.partition(":")[0]] for name in names]).log()
     found = minimize_bilevel(
         problem.upper,
         problem.lower,
@@ -136,8 +139,6 @@ def tune_penalties(
         settings=settings or Settings(step_size=1.0),
         progress=progress,
     )
-    names = ["weight_decay:weight", "weight_decay:bias"] if each else ["weight_decay"]
-    names = (names if decays else []) + [k for k in knobs if k == "distance_penalty"]
     return TunedPenalties(
         dict(zip(names, found.theta.exp().tolist(), strict=True)),
         found.x[:, :-1],
@@ -149,7 +150,12 @@ def tune_penalties(
     )
 
 
-def _check(knobs: Sequence[str], start: float) -> None:
+def _starts(knobs: Sequence[str], start: float | Mapping[str, float]) -> dict[str, float]:
+    """Where each penalty starts, tuned or not.
+
+    Raises:
+        InputError: a knob that is none of the head's, a start that is not above 0.
+    """
     if not knobs or isinstance(knobs, str):
         raise InputError(f"knobs are {knobs!r}: give a list of names, such as ['weight_decay']")
     for knob in knobs:
@@ -157,10 +163,16 @@ def _check(knobs: Sequence[str], start: float) -> None:
             raise InputError(
                 f"{unknown('knob of MAID', knob, KNOBS)}; it moves knobs along the gradient of the "
                 "validation loss: what is counted, chosen or switched (batch_size, epochs, method) "
-                "has none; compare values of such a knob by `flatminima tune` or a sweep"
+                "has none; compare values of such a knob, or tune it while training "
+                "(flatminima.SelfTuning)"
             )
-    if not 0 < start < float("inf"):
-        raise InputError(f"start is {start}: give a finite penalty above 0, such as {START}")
+    given = start if isinstance(start, Mapping) else dict.fromkeys(KNOBS, start)
+    for knob, value in given.items():
+        if knob not in KNOBS:
+            raise unknown("penalty in start", knob, KNOBS)
+        if not 0 < value < float("inf"):
+            raise InputError(f"start is {value}: give a finite penalty above 0, such as {START}")
+    return {knob: given.get(knob, START) for knob in KNOBS}
 
 
 def _head(model: nn.Module, name: str | None) -> tuple[str, nn.Linear]:

@@ -43,12 +43,13 @@ class Regularity:
             value = getattr(self, field.name)
             if field.name == "convex" or value is None:
                 continue
-            if not math.isfinite(value) or value < 0:
+            if not math.isfinite(value) or (value < 0 and field.name != "strong"):
                 raise InputError(f"the constant {field.name} is {value}: give a finite one >= 0")
         if not self.strong > 0:
             raise InputError(
-                "the modulus of strong convexity `strong` is 0: MAID needs a strongly convex lower "
-                "problem; add a ridge such as 0.5 * c * x.square().sum(), and c to the modulus"
+                f"the modulus of strong convexity `strong` is {self.strong:.3g}: MAID needs a "
+                "strongly convex lower problem; add a ridge such as 0.5 * c * x.square().sum(), "
+                "and c to the modulus"
             )
 
     def bracket(self, value: float, slope: float, error: float) -> tuple[float, float]:

@@ -50,12 +50,14 @@ class Settings:
             if value is None:
                 continue
             least, most = _RANGES.get(field.name, (0.0, math.inf))
-            number = isinstance(value, int | float) and not isinstance(value, bool)
+            whole = field.name in _WHOLE
+            number = isinstance(value, int if whole else int | float)
+            number = number and not isinstance(value, bool)
             closed = field.name in _CLOSED
             if not number or not (value >= least if closed else value > least) or not value < most:
                 raise InputError(
-                    f"{field.name} is {value!r}: give a number {'from' if closed else 'above'} "
-                    f"{least:g}, below {most:g}"
+                    f"{field.name} is {value!r}: give a {'whole ' * whole}number "
+                    f"{'from' if closed else 'above'} {least:g}, below {most:g}"
                 )
         if not self.decrease < self.descent:
             raise InputError(
@@ -74,4 +76,5 @@ _RANGES = {
     "backtracks": (1, math.inf),
     "inner": (1, math.inf),
 }
+_WHOLE = {"backtracks", "inner"}
 _CLOSED = {"grow", "relax", "backtracks", "inner", "tolerance"}
