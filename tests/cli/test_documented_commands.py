@@ -16,11 +16,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 def commands(page):
     """What stands in the page's blocks of code, continued lines joined, as arguments."""
-    blocks = re.findall(r"```(?:bash|sh)?\n(.*?)```", page.read_text(), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [
-        shlex.split(line, comments=True)[1:] for line in lines if line.startswith("flatminima ")
-    ]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = "\n".join(text for kind, text in blocks if kind in ("", "bash", "sh"))
+    ours = re.findall(r"^flatminima .*$", lines.replace("\\\n", " "), re.MULTILINE)
+    return [shlex.split(line, comments=True)[1:] for line in ours]
 
 
 def test_the_pages_show_many():
