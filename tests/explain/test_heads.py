@@ -93,6 +93,7 @@ def test_arguments_of_wrong_types_are_refused(model, batches):
         (lambda: tilt_head(model, [(x, y.tolist())]), "the class of each"),
         (lambda: tilt_head(model, [(x[:, :5], y)]), "cannot take inputs"),
         (lambda: tilt_head(model, batches, classes=5), "classes is 5"),
+        (lambda: tilt_head(model, batches, classes=["a", "b", "a"]), "two rows .* alike"),
         (lambda: local_distance("x", x, y), "the model is 'x'"),
         (lambda: local_distance(model, x, y + 5), "classes 0 to 2"),
         (lambda: local_distance(model, x, "cat"), "whole number"),

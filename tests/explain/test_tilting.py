@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +31,23 @@ def cloud(seed=0, d=5, n=40, gap=3.0, ours=None):
     X[n:, 0] += gap
     w = generator.normal(size=d) + 2 * np.eye(d)[0]
     return X, np.repeat([0, 1], [n, ours]), w, float(generator.normal())
+
+
+def test_weights_and_samples_may_be_tensors():
+    X, y, w, b = cloud()
+    weight, bias, samples, labels = (torch.tensor(one) for one in (w, b, X, y))
+    bias.requires_grad_()
+    ours, theirs = tilt_report(weight, bias, samples, labels), tilt_report(w, b, X, y)
+    for name in ("deviation_angle", "adversarial_distance", "error_distance", "accuracy"):
+        assert getattr(ours, name) == pytest.approx(getattr(theirs, name), abs=1e-13)
+    for read in (signed_distance, projected, mirror):
+        np.testing.assert_allclose(read(samples, weight, bias), read(X, w, b), atol=1e-13)
+    for turned, expected in zip(
+        tilt(weight, bias, samples[0], 0.3), tilt(w, b, X[0], 0.3), strict=True
+    ):
+        np.testing.assert_allclose(turned, expected, atol=1e-13)
+    plane = tilting_plane(weight, bias, samples, labels)
+    assert plane.offset == pytest.approx(tilting_plane(w, b, X, y).offset, abs=1e-13)
 
 
 @settings(max_examples=80, deadline=None)

@@ -106,7 +106,7 @@ def tilt_report(
         InputError: another number of classes than two; shapes that do not fit, numbers that are not
             finite; w is 0, or the class means are equal, so that there is no angle.
     """
-    weight, samples = _checked(w, b, X)
+    weight, samples, offset = _checked(w, b, X)
     labels, classes = _two_classes(y, len(samples))
     ours = labels == 1
     if centroids is not None and (not isinstance(centroids, tuple | list) or len(centroids) != 2):
@@ -122,7 +122,7 @@ def tilt_report(
     along = float(unit @ towards)
     # Of small angles the arc cosine keeps half of the digits.
     angle = math.atan2(float(np.linalg.norm(unit - along * towards)), along)
-    distance = (samples @ weight + b) / length
+    distance = (samples @ weight + offset) / length
     signed = np.where(ours, distance, -distance)
     right = signed > 0
     nearest = samples @ (j - i) - (j @ j - i @ i) / 2
@@ -143,8 +143,8 @@ def tilt_report(
 
 def signed_distance(x: ArrayLike, w: ArrayLike, b: float) -> Floats:
     r"""$d(x) = (w \cdot x + b) / \lVert w \rVert$ of samples (n, d), in units of the inputs."""
-    weight, samples = _checked(w, b, x)
-    found: Floats = (samples @ weight + b) / np.linalg.norm(weight)
+    weight, samples, offset = _checked(w, b, x)
+    found: Floats = (samples @ weight + offset) / np.linalg.norm(weight)
     return found
 
 
@@ -188,7 +188,7 @@ def tilt(
     """
     finite("phi", phi)
     finite("c", c)
-    weight, towards = _checked(w, b, np.atleast_2d(floats("direction", direction)))
+    weight, towards, offset = _checked(w, b, np.atleast_2d(floats("direction", direction)))
     length = float(np.linalg.norm(weight))
     unit, v = weight / length, towards[0]
     size = float(np.linalg.norm(v))
@@ -197,7 +197,8 @@ def tilt(
     if rest <= 1e-12 * size:
         raise InputError("the direction is parallel to w: give one that leads off it")
     v = v / rest
-    return math.cos(phi) * unit + math.sin(phi) * v, math.cos(phi) * b / length - math.sin(phi) * c
+    turned = math.cos(phi) * offset / length - math.sin(phi) * c
+    return math.cos(phi) * unit + math.sin(phi) * v, turned
 
 
 def nearest_centroid(X: ArrayLike, y: ArrayLike) -> tuple[Floats, float]:
@@ -219,13 +220,13 @@ def nearest_centroid(X: ArrayLike, y: ArrayLike) -> tuple[Floats, float]:
 
 
 def _moved(x: ArrayLike, w: ArrayLike, b: float, times: float) -> Floats:
-    weight, samples = _checked(w, b, x)
+    weight, samples, offset = _checked(w, b, x)
     square = weight @ weight
-    found: Floats = samples - times * ((samples @ weight + b) / square)[:, None] * weight
+    found: Floats = samples - times * ((samples @ weight + offset) / square)[:, None] * weight
     return found
 
 
-def _checked(w: ArrayLike, b: float, X: ArrayLike) -> tuple[Floats, Floats]:
+def _checked(w: ArrayLike, b: float, X: ArrayLike) -> tuple[Floats, Floats, float]:
     weight, samples = floats("w", w), floats("the samples", X)
     if weight.ndim != 1 or samples.ndim != 2 or samples.shape[1] != len(weight):
         raise InputError(
@@ -238,7 +239,7 @@ def _checked(w: ArrayLike, b: float, X: ArrayLike) -> tuple[Floats, Floats]:
         raise InputError("w, b or the samples hold numbers that are not finite")
     if not weight.any():
         raise InputError("w is 0: a constant score has no boundary")
-    return weight, samples
+    return weight, samples, float(offset)
 
 
 def _two_classes(y: ArrayLike, count: int) -> tuple[NDArray[np.int64], tuple[Any, Any]]:

@@ -131,6 +131,8 @@ def tilt_pairs(
     """
     if isinstance(classes, str) or not isinstance(classes, Sequence | np.ndarray):
         raise InputError(f"classes is {classes!r}: give the class of each row of the weight")
+    if len(set(classes)) < len(classes):
+        raise InputError("classes names two rows of the weight alike: give each a name of its own")
     if centroids is not None and not isinstance(centroids, Mapping):
         raise InputError("centroids is no mapping: give the means of classes, as class_means does")
     matrix, offset = floats("weight", weight), floats("bias", bias)
