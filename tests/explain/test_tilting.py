@@ -35,7 +35,7 @@ def cloud(seed=0, d=5, n=40, gap=3.0, ours=None):
 
 def test_weights_and_samples_may_be_tensors():
     X, y, w, b = cloud()
-    weight, bias, samples, labels = (torch.tensor(one) for one in (w, b, X, y))
+    weight, bias, samples, labels = (torch.as_tensor(np.asarray(one)) for one in (w, b, X, y))
     bias.requires_grad_()
     ours, theirs = tilt_report(weight, bias, samples, labels), tilt_report(w, b, X, y)
     for name in ("deviation_angle", "adversarial_distance", "error_distance", "accuracy"):
