@@ -110,5 +110,5 @@ def tilting_plane(w: ArrayLike, b: float, X: ArrayLike, y: ArrayLike) -> Tilting
         points=np.stack([moved @ towards, moved @ across], axis=1),
         labels=labels,
         normal=(float(unit @ towards), float(unit @ across)),
-        offset=float(middle @ weight + float(b)) / float(np.linalg.norm(weight)),
+        offset=float(middle @ weight + floats("b", b)) / float(np.linalg.norm(weight)),
     )
