@@ -90,6 +90,16 @@ MISTAKES = {
 
 
 SHORT = {
+    "a radius below 0": ("perturb:\n- plain:reparam=distance-constraint(radius=-1)", 2, "above 0"),
+    "a rank in words": ("data: digits\nreparam: lora(rank=low)", 2, "whole number"),
+    "a misspelt word of an option": (
+        "reparam: distance-constraint(radius=1;norm=row)",
+        1,
+        "'rows'",
+    ),
+    "a column of built-in data": ("data: pydocs\nlabel_column: label", 2, "is built in"),
+    "folders of built-in data": ("data: digits\ndomain_folders: true", 2, "is built in"),
+    "columns left for the small data": ("text_column: text\ndata: pydocs", 1, "is built in"),
     "misspelt data": ("data: digts", 1, "'digits'"),
     "misspelt data with options": ("data: scens(images=9)", 1, "'scenes'"),
     "an option of data that take none": ("data: glyphs(n=3)", 1, "takes no options"),
@@ -180,6 +190,8 @@ OF_SMALL = {
 }
 
 TAKEN = {
+    "adapters of layers that are not here": "data: digits\nreparam: lora(rank=4;targets=query)",
+    "columns of a table": "data: a.csv\ntext_column: text\nlabel_column: label",
     "data of a hub": "data: owner/digts",
     "data of a hub by a bare name": "data: imdb",
     "a table that is not here": "data: digts.csv",

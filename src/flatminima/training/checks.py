@@ -19,7 +19,12 @@ from flatminima.training.named import check_choosing, check_named, known
 from flatminima.training.optimizers import base_optimizer
 from flatminima.training.prepared import prepare
 from flatminima.training.recipe import Recipe, parse_method
-from flatminima.training.reparametrized import reparam, reparam_named, self_tuned_knobs
+from flatminima.training.reparametrized import (
+    check_values,
+    reparam,
+    reparam_named,
+    self_tuned_knobs,
+)
 
 
 def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
@@ -106,6 +111,7 @@ def check_method(recipe: Recipe, method: str) -> None:
     ready = ready.resolved("transformers", True, card(name).base)
     perturbed(base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
     reparam_named(ready)
+    check_values(ready)
     check_named(ready)
     data = known(ready.data)
     if ready.objective.objective is not None:
