@@ -3,6 +3,7 @@
     flatminima run recipes/paper/few-shot.yaml
     python benchmarks/experiments.py keep runs/few-shot
     python benchmarks/experiments.py page          # also by `make readme`
+    python benchmarks/experiments.py draw NAME     # the picture of a kept table again
 
 Kept are the numbers, docs/results/experiment-NAME.json, and a picture beside it. The page has what
 the recipe says under `about`, its command, the picture, the table, and the verdict.
@@ -30,6 +31,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import flatness  # noqa: E402, modules beside this one
 import rates  # noqa: E402
+import rows_picture  # noqa: E402
 
 RESULTS, RECIPES, PAGE = ROOT / "docs/results", ROOT / "recipes/paper", ROOT / "docs/experiments.md"
 DRAWN = ("test_accuracy", "test_loss", "hessian_trace")
@@ -53,9 +55,18 @@ def keep(folder: Path) -> None:
             _draw_along(along, RESULTS / f"experiment-{name}.svg")
         if name == "rates":
             found["rates"] = rates.kept(folder)
+        redraw(name, found)
     write_json(RESULTS / f"experiment-{name}.json", found)
     environment = next(folder.rglob("environment.json"))
     write_json(RESULTS / f"experiment-{name}-environment.json", read_json(environment))
+
+
+def redraw(name: str, found: dict[str, Any]) -> None:
+    """Draw a kept comparison of two methods or more that has no picture of its own."""
+    if "points" not in found and "along" not in found and len(found["summary"]["methods"]) > 1:
+        _deterministic()
+        shown = _about(name).get("shows", DRAWN)
+        rows_picture.draw(found["summary"], RESULTS / f"experiment-{name}.svg", shown)
 
 
 def _about(name: str) -> dict[str, Any]:
@@ -172,7 +183,8 @@ def page() -> str:
         "in seconds to minutes. Of the paper's data ChestX-ray14 (many labels to an image) and "
         "DomainNet's noisy labels have no recipe here. What the paper says is told as far as we "
         "know it: its tables could not be read. ± and [low, high] are 95 % Student's t intervals "
-        "over seeds; differences are paired by seed.\n",
+        "over seeds; differences are paired by seed, so tables tell apart what "
+        "intervals of pictures, which are not, may not.\n",
         "| experiment | verdict |\n| :-- | :-- |",
         *(f"| {_link(name)} | {_line(_about(name)['verdict'])} |" for name in here),
         f"| [{len(names) - len(here)} others](#not-run-here) | not run here: they need data |\n",
@@ -264,7 +276,10 @@ if __name__ == "__main__":
     parts = parser.add_subparsers(dest="part", required=True)
     parts.add_parser("keep").add_argument("folder", type=Path)
     parts.add_parser("page")
+    parts.add_parser("draw").add_argument("name")
     arguments = parser.parse_args()
     if arguments.part == "keep":
         keep(arguments.folder)
+    elif arguments.part == "draw":
+        redraw(arguments.name, read_json(RESULTS / f"experiment-{arguments.name}.json"))
     write_text(PAGE, page())
