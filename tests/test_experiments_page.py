@@ -88,6 +88,7 @@ def test_a_study_that_measured_nothing_or_no_such_method_has_no_row(flatness, tm
 def test_a_comparison_is_drawn_with_far_means_in_words(rows_picture, tmp_path, monkeypatch):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     monkeypatch.setattr(pyplot, "close", lambda figure: None)
+    pyplot.switch_backend("svg")
     means = {"plain": 77.0, "nso": 85.0, "sam": 82.0, "asam": 80.0, "diverged": 9.0}
     entries = {
         name: {
@@ -98,7 +99,6 @@ def test_a_comparison_is_drawn_with_far_means_in_words(rows_picture, tmp_path, m
     found = {"reference": "plain", "methods": entries}
     rows_picture["draw"](found, tmp_path / "rows.svg", ["test_accuracy", "hessian_trace"])
     (panel,) = pyplot.gcf().axes
-    pyplot.clf()
     assert (tmp_path / "rows.svg").is_file()
     assert [label.get_text() for label in panel.get_yticklabels()] == list(means)
     low, high = panel.get_xlim()
