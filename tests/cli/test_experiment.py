@@ -90,6 +90,10 @@ MISTAKES = {
 
 
 SHORT = {
+    "steps of another schedule": ("data: digits\nlr_step: 5", 2, "--lr-schedule step"),
+    "a rate of no average": ("swa_lr: 0.01\nperturb: [plain, plain:keep=ema]", 1, "--keep swa"),
+    "how to tune nothing": ("data: digits\ntuner: sweep", 2, "--tune, which nothing"),
+    "how often to look at no trace": ("live_trace_every: 2\ndata: digits", 1, "--live-trace"),
     "a radius below 0": ("perturb:\n- plain:reparam=distance-constraint(radius=-1)", 2, "above 0"),
     "a rank in words": ("data: digits\nreparam: lora(rank=low)", 2, "whole number"),
     "a misspelt word of an option": (
@@ -190,6 +194,9 @@ OF_SMALL = {
 }
 
 TAKEN = {
+    "a rate of one method's average": "swa_lr: 0.01\nperturb: [plain, plain:keep=swa]",
+    "steps of a schedule that is varied": "lr_step: 5\nvary:\n  lr_schedule: [cosine, step]",
+    "what says what is so anyway": "lr_step: 10\naverage_from: 0.75\ntuner: stn",
     "adapters of layers that are not here": "data: digits\nreparam: lora(rank=4;targets=query)",
     "columns of a table": "data: a.csv\ntext_column: text\nlabel_column: label",
     "data of a hub": "data: owner/digts",
