@@ -18,7 +18,7 @@ demo: .venv/installed-demo
 	$(BIN)/flatminima report runs/demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 # The small version of every recipe: some minutes.
 experiments: .venv/installed-dev

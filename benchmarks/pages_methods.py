@@ -33,6 +33,27 @@ TITLES = {
 EQUATIONS = {"perturb": "Gradient", "objective": "Loss", "optimizer": "Step"}
 FLAGS = {"perturb": "--perturb", "objective": "--objective", "reparam": "--reparam"}
 
+ASKED = {
+    "absolute-error": "--data diabetes --objective absolute-error",
+    "backward-correction": "--label-noise 0.4 --objective 'backward-correction(noise=0.36)'",
+    "coral": "--data two-bits --objective coral",
+    "cutmix": "--model cnn --objective cutmix",
+    "distance-constraint": "--reparam 'distance-constraint(radius=3)'",
+    "distance-penalty": "--reparam 'distance-penalty(weight=0.01)'",
+    "dual-t": "--label-noise 0.4 --objective 'dual-t(start=20; correction=forward)'",
+    "erm": "--data two-bits --objective erm",
+    "fishr": "--data two-bits --objective 'fishr(warmup=100)'",
+    "gradient-norm": "--objective 'gradient-norm(weight=0.01)'",
+    "hutchinson-alignment": "--data two-bits --objective 'hutchinson-alignment(exact=true)'",
+    "irm": "--data two-bits --objective 'irm(warmup=100)'",
+    "language-model": "--data arithmetic --objective language-model",
+    "linear": "--data cosines --objective linear",
+    "squared-error": "--data diabetes --objective squared-error",
+    "trace-penalty": "--objective 'trace-penalty(weight=0.005)'",
+    "vrex": "--data two-bits --objective vrex",
+}
+"""How to ask for those that need a number, or other data or models than the default."""
+
 SYSTEMS = runpy.run_path(str(Path(__file__).with_name("system.py")))
 
 
@@ -75,7 +96,9 @@ def cost(card: Card) -> str:
         return f"{_counted(card.gradients, 'gradient')} a pass; memory: {card.buffers}"
     if card.slot == "reparam":
         more = "no" if card.gradients == "0" else f"{card.gradients} more"
-        return f"{more} gradient; {_counted(card.buffers, 'weight-sized buffer')}"
+        held = card.buffers
+        sized = _counted(held, "weight-sized buffer") if held.isdigit() else f"memory: {held}"
+        return f"{more} gradient; {sized}"
     return f"{card.gradients}; memory: {card.buffers}" if card.buffers else card.gradients
 
 
@@ -121,7 +144,7 @@ def page(name: str) -> str:
     about = inspect.cleandoc(cls.__doc__ or "")
     parts = [
         f"# {card.title}\n\n{block}\n",
-        _asked(card, cls),
+        _asked(card),
         f"In Python `{_place(cls)}`, which says of itself:\n",
         f"```text\n{about}\n```\n",
         _measured(name),
@@ -132,21 +155,20 @@ def page(name: str) -> str:
 
 def _measured(name: str) -> str:
     """What the committed results say of it beside others; "" where its page is to say it."""
-    found = read_json(SYSTEMS["RESULTS"] / "system-combinations.json")
-    said = SYSTEMS["experiment"]("combinations").said_of(name, found)
-    return f"{said}\n" if said else ""
+    for beside in ("combinations", "hessian-alignment"):
+        found = read_json(SYSTEMS["RESULTS"] / f"system-{beside}.json")
+        said = SYSTEMS["experiment"](beside).said_of(name, found)
+        if said:
+            return f"{said}\n"
+    return ""
 
 
-def _asked(card: Card, cls: type) -> str:
+def _asked(card: Card) -> str:
     """How the command line is asked for it; "" where it is not."""
     if card.slot not in FLAGS:
         return ""
-    asked = card.name
-    if card.strength and card.slot != "perturb":
-        parameter = inspect.signature(cls).parameters[card.strength]
-        if parameter.default is parameter.empty:
-            asked = f"'{card.name}({card.strength}=...)'"
-    return f"```bash\nflatminima finetune {FLAGS[card.slot]} {asked}\n```\n"
+    asked = ASKED.get(card.name, f"{FLAGS[card.slot]} {card.name}")
+    return f"```bash\nflatminima finetune {asked} --out runs/{card.name}\n```\n"
 
 
 def _place(cls: type) -> str:

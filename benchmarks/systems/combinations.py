@@ -2,8 +2,9 @@
 
 Digits as in `make demo` (200 samples, a fine-tuned MLP), two fifths of the labels drawn anew: the
 test accuracy of plain training, of NSO, of what fills the other slot, and of both; and what both
-are above the sum of the two gains. Strengths are those of the cards, not tuned. What cuts images is
-measured on a small convolutional network instead.
+are above the sum of the two gains. Strengths are those of the cards, not tuned, but for LoRA's
+learning rate: at that of the others its adapters learn nothing, and it has the best of 0.02, 0.01
+and 0.005 on two other seeds. What cuts images is measured on a small convolutional network instead.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ ADDED = (
     "objective=trace-penalty(weight=0.001)",
     "reparam=distance-penalty(weight=0.01)",
     "reparam=distance-constraint(radius=3.0)",
-    "reparam=lora(rank=8;alpha=32)",
+    "reparam=lora(rank=8):lr=0.02",
     "reparam=weight-compander",
     "weight_decay=0.001",
 )

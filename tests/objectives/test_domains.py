@@ -169,6 +169,8 @@ def test_mistakes_are_named():
     for others in (data["domain"][:-1], torch.cat([data["domain"]] * 2)):
         with pytest.raises(InputError, match=f'"domain" names {len(others)} domains for 19'):
             ERM()(model, {**data, "domain": others})
+    with pytest.raises(InputError, match="which are no classes"):
+        ERM()(model, {**data, "targets": data["targets"].double()})
     bent = nn.Sequential(*network(), nn.Softplus()).train()
     with pytest.raises(InputError, match="take hgp"):
         Fishr()(bent, data)

@@ -54,6 +54,20 @@ def test_a_class_that_is_never_predicted_keeps_its_labels():
     torch.testing.assert_close(found[2], p[0] if p[0, 2] >= p[10, 2] else p[10])
 
 
+def test_a_model_is_not_given_the_index():
+    class Wants(nn.Module):
+        def forward(self, ids):
+            return ids
+
+    ids, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    objective = DualT(1)
+    objective.begin(Setting(samples=6, outputs=3, steps=4, steps_per_epoch=1))
+    loss = step(objective, Wants(), {"ids": ids, "labels": labels, "index": torch.arange(6)})
+    assert torch.equal(loss, nn.functional.cross_entropy(ids, labels))
+    with pytest.raises(InputError, match="are no classes"):
+        objective(Wants(), {"ids": ids, "labels": labels.double(), "index": torch.arange(6)})
+
+
 def step(objective, model, batch):
     loss = objective(model, batch)
     objective.after_step()
@@ -127,6 +141,13 @@ def test_a_run_leaves_the_matrix(tmp_path):
 def test_a_start_that_is_no_number_of_epochs_is_refused(start):
     with pytest.raises(InputError, match="give a whole number of epochs"):
         DualT(start=start)
+
+
+def test_nothing_seen_gives_no_matrix():
+    objective = DualT(1)
+    objective.begin(Setting(samples=6, outputs=3, steps=4, steps_per_epoch=1))
+    with pytest.raises(InputError, match="has seen no sample in the 1 epochs"):
+        objective.after_step(taken=False)
 
 
 def test_a_misspelt_correction_is_named():

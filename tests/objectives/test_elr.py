@@ -2,6 +2,7 @@
 
 import copy
 import io
+from collections import UserDict
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from flatminima import NSO
 from flatminima.errors import InputError
-from flatminima.objectives import ELR, ELRLoss, Setting, make_objective
+from flatminima.objectives import ELR, ELRLoss, PSKDLoss, Setting, make_objective
 
 from .remembered import C, N, model_and_batch, rows_of_steps, some
 
@@ -269,6 +270,23 @@ def test_batches_that_do_not_say_which_samples_they_hold_are_refused():
         begun()(model, {"inputs": pair[0], "targets": pair[1]})
     with pytest.raises(InputError, match="call begin"):
         ELR()(model, batch)
+
+
+@pytest.mark.parametrize("make_it", [lambda: ELRLoss(N, C), lambda: PSKDLoss(N, C, total_epochs=2)])
+def test_a_loss_without_an_index_is_refused_but_in_evaluation(make_it):
+    (z, y, index), loss = some(), make_it()
+    with pytest.raises(InputError, match="the index is not given: say which samples"):
+        loss(z, y)
+    with pytest.raises(InputError, match="the index is a list"):
+        loss(z, y, index.tolist())
+    assert torch.equal(loss.eval()(z, y), cross_entropy(z, y))
+    with pytest.raises(InputError, match="which are no classes"):
+        loss(z, y.double())
+
+
+def test_a_mapping_of_any_kind_says_which_samples_it_holds():
+    model, batch = model_and_batch()
+    assert torch.equal(begun()(model, UserDict(batch)), begun()(model, batch))
 
 
 def test_shapes_that_do_not_fit_are_refused():

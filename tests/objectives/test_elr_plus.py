@@ -232,6 +232,8 @@ def twice():
         (lambda: pair(ema_decay=1.0), "ema_decay is 1.0"),
         (lambda: pair(ramp_steps=-1), "ramp_steps is -1"),
         (lambda: pair().loss(0, batch()[0], batch()[1][:5], batch()[2]), "and 5 labels for 6"),
+        (lambda: pair().loss(0, *batch()[:2]), "the index is not given"),
+        (lambda: pair().loss(0, batch()[0], batch()[1].float(), batch()[2]), "are no classes"),
         (lambda: pair().loss(0, *batch()[:2], batch()[2] + 5), "goes from 7 to 12"),
         (lambda: pair().loss(2, *batch()), "there is no network 2: ELR\\+ trains two in turn"),
         (lambda: pair().loss(-1, *batch()), "there is no network -1"),

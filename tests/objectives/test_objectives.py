@@ -214,6 +214,29 @@ def test_the_trace_penalty_of_a_diagonal_hessian_has_no_noise():
     torch.testing.assert_close(along, 24 * found.weight)
 
 
+class Attending(nn.Module):
+    """Attention by torch's own function, which takes a fused kernel where it may."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 3 * 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        q, k, v = self.inner(x.transpose(2, 3)).chunk(3, -1)
+        return self.head(nn.functional.scaled_dot_product_attention(q, k, v).mean((1, 2)))
+
+
+@pytest.mark.parametrize("name", ["gradient-norm", "trace-penalty"])
+def test_penalties_differentiate_through_attention(name):
+    torch.manual_seed(0)
+    model, (x, y) = Attending(), batch()
+    objective = make_objective(name, weight=0.1)
+    loss = objective(model, (x.float(), y))
+    loss.backward()
+    assert loss != cross_entropy(model(x.float()), y)
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+
+
 @pytest.mark.parametrize("method", ["plain", "nso", "sam", "friendly-sam"])
 @pytest.mark.parametrize("name", ["gradient-norm", "trace-penalty", "mixup"])
 def test_objectives_and_perturbations_combine(name, method):
@@ -275,3 +298,32 @@ def test_noise_at_which_labels_say_nothing_is_refused(noise):
     model, data = network(), batch()
     with pytest.raises(InputError, match=r"at 0\.8 a label among 5 classes says nothing"):
         BackwardCorrection(noise)(model, data)
+
+
+@pytest.mark.parametrize(
+    "name", ["cross-entropy", "label-smoothing", "mixup", "backward-correction", "gradient-norm"]
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_numbers_given_to_a_classifier_are_refused(name, training):
+    given = {"backward-correction": {"noise": 0.3}, "gradient-norm": {"weight": 0.1}}
+    objective, (x, y) = make_objective(name, **given.get(name, {})), batch()
+    with pytest.raises(InputError, match=r"torch.float64 of shape \(6,\), which are no classes"):
+        objective(network().train(training), (x, y.double()))
+
+
+def test_probabilities_of_classes_are_targets_too():
+    (x, y), model = batch(), network()
+    hard = nn.functional.one_hot(y, CLASSES).double()
+    torch.testing.assert_close(CrossEntropy()(model, (x, hard)), CrossEntropy()(model, (x, y)))
+
+
+def test_the_backward_correction_of_half_precision_logits_is_in_single_precision():
+    (x, y), model = batch(), network().bfloat16()
+    rounded = nn.Sequential(model, Widened())
+    found = BackwardCorrection(0.3)(model, (x.bfloat16(), y))
+    assert torch.equal(found, BackwardCorrection(0.3)(rounded, (x.bfloat16(), y)))
+
+
+class Widened(nn.Module):
+    def forward(self, x):
+        return x.float()

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 
 import pytest
 import torch
@@ -231,7 +232,9 @@ def test_the_state_of_a_run_is_its_memory_and_its_steps():
         (lambda: PSKD(folder="/tmp"), "set place=disk"),
         (lambda: PSKDLoss(N, C, 0.8, 0), "total_epochs is 0"),
         (lambda: PSKDLoss(N, C, 0.8, EPOCHS).set_epoch(5), "epoch 5 is none of the 5"),
-        (lambda: PSKDLoss(N, C, 0.8, EPOCHS).set_epoch(-1), "epoch -1 is none"),
+        (lambda: PSKDLoss(N, C, 0.8, EPOCHS).set_epoch(-1), "epoch is -1"),
+        (lambda: PSKDLoss(N, C, 0.8, EPOCHS).set_epoch(0.5), "epoch is 0.5: give a whole number"),
+        (lambda: PSKDLoss(N, C, 0.8, EPOCHS).set_epoch("1"), "epoch is '1'"),
         (lambda: make_objective("ps-kd", alpha=0.8), "did you mean 'alpha_T'"),
         (lambda: make_objective("pskd"), "did you mean 'ps-kd'"),
     ],
@@ -245,3 +248,20 @@ def test_batches_that_do_not_say_which_samples_they_hold_are_refused():
     model, batch = model_and_batch()
     with pytest.raises(InputError, match="does not say which ones"):
         begun()(model, (batch["inputs"], batch["targets"]))
+
+
+def test_a_loop_that_never_sets_the_epoch_is_warned_once():
+    (z, y, index), told = some(), PSKDLoss(N, C, 0.8, EPOCHS)
+    told.set_epoch(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PSKDLoss(N, C, 0.8, EPOCHS)(z, y, index)
+        for _ in range(2):
+            told(z, y, index)
+    loss = PSKDLoss(N, C, 0.8, EPOCHS)
+    loss(z, y, index)
+    with pytest.warns(UserWarning, match="set_epoch was never called"):
+        loss(z, y, index)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(z, y, index)

@@ -210,6 +210,21 @@ def test_half_precision_weights_stay_and_scales_are_float32():
     torch.testing.assert_close(layer.weight, before, rtol=3e-2, atol=1e-4)
 
 
+@pytest.mark.parametrize("learnable", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_converted_to_half_precision_keeps_its_scales(dtype, learnable):
+    layer = nn.Linear(8, 8)
+    compand_(layer, learnable=learnable)
+    latents = layer.parametrizations.weight.original.detach().clone()
+    compander = layer.parametrizations.weight[0]
+    a, b = compander.log_a.item(), compander.log_b.item()
+    layer.to(dtype)
+    assert (compander.log_a.item(), compander.log_b.item()) == (a, b)
+    assert layer.weight.dtype == dtype
+    wanted = math.exp(a) * (latents.to(dtype).float() / math.exp(b)).arctan()
+    torch.testing.assert_close(layer.weight, wanted.to(dtype))
+
+
 def test_the_state_carries_the_scales_to_a_model_begun_elsewhere():
     x, model = torch.randn(4, 6), trained(compand_(network(), a=2.0, learnable=True)).eval()
     other = compand_(network(), learnable=True)

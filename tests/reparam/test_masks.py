@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from flatminima import MaskTuning, apply_mask
 from flatminima.errors import InputError
 from flatminima.reparam import pack_mask, unpack_mask
+from flatminima.reparam.mask_file import FORMAT
 
 
 def network():
@@ -280,3 +281,8 @@ def test_what_is_no_mask_file_is_refused(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "other")
     with pytest.raises(InputError, match="without masks"):
         apply_mask(network(), tmp_path / "other")
+    for said in ("{half", "{}", "[]", '{"shapes": {"a": [1]}, "dtypes": {}, "fingerprint": ""}'):
+        bits = {"a": torch.ones(1, dtype=torch.uint8)}
+        save_file(bits, tmp_path / "damaged", {FORMAT: said})
+        with pytest.raises(InputError, match="it is damaged"):
+            apply_mask(network(), tmp_path / "damaged")

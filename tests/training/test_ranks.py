@@ -60,9 +60,11 @@ def two_ranks(tmp_path):
     return launch
 
 
-def test_plain_equals_one_process(tmp_path, two_ranks):
-    first, second = two_ranks("plain")
-    finetune(Recipe.from_flat({**VALUES, "perturb": "plain"}), tmp_path / "one")
+@pytest.mark.parametrize("objective", [None, "trace-penalty(weight=0.001)"])
+def test_plain_equals_one_process(tmp_path, two_ranks, objective):
+    first, second = two_ranks("plain", objective=objective)
+    values = {**VALUES, "perturb": "plain", "objective": objective}
+    finetune(Recipe.from_flat(values), tmp_path / "one")
     alone = load_file(tmp_path / "one/checkpoints/last/model.safetensors")
     for name, tensor in alone.items():
         assert torch.equal(first[name], second[name])

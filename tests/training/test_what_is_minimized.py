@@ -165,3 +165,15 @@ def test_a_penalized_run_stays_nearer(tmp_path):
 def test_a_reparametrization_that_cannot_be_is_named(asked, words):
     with pytest.raises(InputError, match=words):
         prepare(recipe(reparam=asked))
+
+
+def test_masks_held_to_classes_are_refused_for_numbers_before_the_run(tmp_path):
+    masked = recipe(data="diabetes", objective="conr(window=20)", reparam="r-amt", model="mlp")
+    with pytest.raises(InputError, match=r"r-amt\(strength=0\)"):
+        finetune(masked, tmp_path / "a", say=lambda text: None)
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(InputError, match=r"r-amt\(strength=0\)"):
+        compare(masked, ["plain", "nso"], 2, tmp_path / "b", workers=1)
+    assert not (tmp_path / "b").exists()
+    prepared = prepare(masked.but(reparam="r-amt(strength=0)"))
+    objective(prepared.recipe, prepared.data)

@@ -9,8 +9,15 @@ from flatminima.arguments import between
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.cross_entropy import NONE
+from flatminima.objectives.memory import in_full
 from flatminima.objectives.registry import register
-from flatminima.objectives.supervised import Batch, Supervised, inputs_and_targets, logits
+from flatminima.objectives.supervised import (
+    Batch,
+    Supervised,
+    check_classes,
+    inputs_and_targets,
+    logits,
+)
 
 
 @register(
@@ -55,7 +62,8 @@ class BackwardCorrection(Supervised):
         if not model.training:
             return super().__call__(model, batch)
         inputs, targets = inputs_and_targets(batch)
-        outputs = logits(model, inputs)
+        outputs = in_full(logits(model, inputs))
+        check_classes(targets)
         inverse = self.inverse(outputs.shape[1]).to(outputs)
         return -(inverse[targets] * outputs.log_softmax(1)).sum(1).mean()
 

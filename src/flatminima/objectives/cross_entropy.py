@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from flatminima.arguments import between
 from flatminima.cards import Card
 from flatminima.objectives.registry import register
-from flatminima.objectives.supervised import Batch, Supervised
+from flatminima.objectives.supervised import Batch, Supervised, class_loss
 
 NONE = "none beyond the pass's"
 
@@ -33,7 +32,7 @@ class CrossEntropy(Supervised):
     r"""$-\log p_y$, the mean over the batch."""
 
     def __init__(self) -> None:
-        super().__init__(cross_entropy)
+        super().__init__()
 
 
 @register(
@@ -67,7 +66,7 @@ class LabelSmoothing(Supervised):
     def __init__(self, alpha: float = 0.2) -> None:
         super().__init__()
         self.alpha = between("alpha", alpha, 0, 1)
-        self._smoothed = Supervised(partial(cross_entropy, label_smoothing=self.alpha))
+        self._smoothed = Supervised(partial(class_loss, label_smoothing=self.alpha))
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of `model` on `batch`, a scalar tensor."""

@@ -17,7 +17,13 @@ from flatminima.objectives.features import Features, features_of
 from flatminima.objectives.linear_head import LinearHeadLoss
 from flatminima.objectives.memory import in_full
 from flatminima.objectives.remembering import Remembering
-from flatminima.objectives.supervised import Batch, inputs_and_targets, logits
+from flatminima.objectives.supervised import (
+    Batch,
+    check_classes,
+    class_loss,
+    inputs_and_targets,
+    logits,
+)
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,8 @@ class AcrossDomains(Remembering):
             batch = {key: v for key, v in batch.items() if key not in ("domain", "index")}
         inputs, labels = inputs_and_targets(batch)
         if domain is None:
-            return cross_entropy(in_full(logits(model, inputs)), labels)
+            return class_loss(in_full(logits(model, inputs)), labels)
+        check_classes(labels)
         weight = self.weight if self.step >= self.warmup else self.early_weight
         watched = self.watches_features and weight > 0
         if len(domain) != len(labels):

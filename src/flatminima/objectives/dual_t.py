@@ -13,12 +13,19 @@ from flatminima.cards import Card
 from flatminima.errors import InputError, unknown
 from flatminima.objectives.memory import Memory, in_full
 from flatminima.objectives.registry import register
-from flatminima.objectives.remembering import Remembering, Setting, sample_index
-from flatminima.objectives.supervised import Batch, inputs_and_targets, logits
+from flatminima.objectives.remembering import (
+    Remembering,
+    Setting,
+    sample_index,
+    without_index,
+)
+from flatminima.objectives.supervised import Batch, check_classes, inputs_and_targets, logits
 
 CORRECTIONS = ("backward", "forward")
 ANCHOR = 0.97
 """Quantile of a class's probabilities; what is above is too sure of itself to be its anchor."""
+NONE_SEEN = """dual-t has seen no sample in the {start} epochs before it estimates the noise: all \
+of their steps were skipped; lower --lr, or give a larger start"""
 
 
 @register(
@@ -88,7 +95,8 @@ class DualT(Remembering):
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of `model` on `batch`, a scalar tensor."""
-        inputs, targets = inputs_and_targets(batch)
+        inputs, targets = inputs_and_targets(without_index(batch))
+        check_classes(targets)
         outputs = in_full(logits(model, inputs))
         if not model.training:
             return cross_entropy(outputs, targets)
@@ -116,6 +124,8 @@ class DualT(Remembering):
         if self._steps == self._at:
             rows = in_full(memory.rows)
             seen_at_all = rows[:, :-1].sum(1) > 0
+            if not seen_at_all.any():
+                raise InputError(NONE_SEEN.format(start=self.start))
             found = dual_t(rows[seen_at_all, :-1], rows[seen_at_all, -1].round().long())
             self.transition.copy_(found)
 

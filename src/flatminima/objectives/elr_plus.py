@@ -17,6 +17,8 @@ from flatminima.errors import InputError
 from flatminima.objectives.elr import clamped_softmax, regularizer, suspected
 from flatminima.objectives.memory import Memory, in_full
 from flatminima.objectives.mixing import NO_NUMBERS
+from flatminima.objectives.remembering import check_places
+from flatminima.objectives.supervised import check_classes
 
 
 class ELRPlus(nn.Module):
@@ -115,30 +117,35 @@ class ELRPlus(nn.Module):
         mean: Tensor = (first + second) / 2
         return mean
 
-    def loss(self, which: int, inputs: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+    def loss(
+        self, which: int, inputs: Tensor, labels: Tensor, index: Tensor | None = None
+    ) -> Tensor:
         """What network `which` is to minimize, a scalar tensor; in evaluation its cross-entropy.
 
         Args:
             which: 0 or 1.
             inputs: Floating-point numbers, the first dimension counting samples.
             labels: Class indices, int64, shape (samples,).
-            index: Places in the training set, int64, shape (samples,).
+            index: Places in the training set, int64, shape (samples,); in evaluation mode there
+                need be none.
 
         Raises:
             InputError: there is no such network; see `ELRPlus` for the rest.
         """
         memory, network = self._memory(which), self.networks[which]
+        check_classes(labels)
         if not self.training:
             return cross_entropy(in_full(network(inputs)), labels)
-        before = memory.read(index)
+        places = check_places(index)
+        before = memory.read(places)
         with torch.no_grad():
             seen = in_full(self.averages[1 - which](inputs)).softmax(1)
-        if not seen.shape == before.shape or len(labels) != len(index):
+        if not seen.shape == before.shape or len(labels) != len(places):
             raise InputError(
                 f"there are outputs of shape {tuple(seen.shape)} and {len(labels)} labels for "
                 f"{len(before)} indices and {before.shape[1]} classes: give one of each"
             )
-        memory.note(index, seen)
+        memory.note(places, seen)
         target = self.beta * before + (1 - self.beta) * seen
         label = one_hot(labels, before.shape[1]).to(target)
         mixed, share, order = self._mix(inputs)

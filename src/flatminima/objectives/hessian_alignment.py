@@ -10,6 +10,7 @@ from torch import Tensor
 from flatminima.arguments import between, whole
 from flatminima.errors import InputError, unknown
 from flatminima.objectives.linear_head import HeadLoss, LinearHeadLoss
+from flatminima.objectives.supervised import check_classes
 
 METHODS = ("hgp", "hutchinson", "diag-exact")
 
@@ -131,6 +132,7 @@ def linear_head_alignment(
                 f"features, logits and labels of a domain have the shapes {shapes}: give (n, d), "
                 "(n, C) and (n,)"
             )
+        check_classes(y)
     triples = zip(features, logits, labels, strict=True)
     heads = [LinearHeadLoss(f, z, y, bias=bias) for f, z, y in triples]
     return aligned(heads, method, alpha, beta, probes, generator, detach_mean)

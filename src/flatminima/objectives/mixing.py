@@ -13,7 +13,7 @@ from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.objectives.cross_entropy import NONE
 from flatminima.objectives.registry import register
-from flatminima.objectives.supervised import Batch, inputs_and_targets, logits
+from flatminima.objectives.supervised import Batch, class_loss, inputs_and_targets, logits
 
 NO_NUMBERS = """{name} mixes the numbers of two inputs, and these are {what}: use it on images or \
 vectors, or take label-smoothing for other inputs"""
@@ -30,7 +30,7 @@ class _Mixed:
 
     def __init__(self, alpha: float) -> None:
         self.alpha = between("alpha", alpha, 0)
-        self._criterion: Callable[..., Tensor] = nn.functional.cross_entropy
+        self._criterion: Callable[..., Tensor] = class_loss
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of `model` on `batch`, a scalar tensor."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatminima.arguments import between
 from flatminima.cards import Card
@@ -23,9 +24,11 @@ class _Penalized(Supervised):
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of `model` on `batch` and the penalty, a scalar tensor."""
-        loss = super().__call__(model, batch)
         if not model.training or self.weight == 0 or not torch.is_grad_enabled():
-            return loss
+            return super().__call__(model, batch)
+        # The fused kernels of attention have no second derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            loss = super().__call__(model, batch)
         free = [parameter for parameter in model.parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(loss, free, create_graph=True, allow_unused=True)
         pairs = [(p, g) for p, g in zip(free, gradients, strict=True) if g is not None]
@@ -56,9 +59,12 @@ class GradientNorm(_Penalized):
 
     Gradient descent with step $\eta$ does so implicitly with $w = \eta/4$ (Barrett and Dherin,
     Implicit Gradient Regularization, 2021, arXiv 2009.11162). Cost: a backward pass through a
-    backward pass, about 3 gradients. Gradients of frozen parameters do not count. Not for DDP,
-    whose hooks do not see the inner gradients, and not for attention kernels without a second
-    derivative.
+    backward pass, about 3 gradients. Gradients of frozen parameters do not count. Attention is
+    computed by torch's plain kernel, for the fused ones have no second derivative.
+
+    With several processes, or micro-batches, each takes the norm of its own samples' gradient, and
+    the gradient of the step is the mean of theirs. That norm is larger on the mean than that of
+    the whole batch, so w counts for more there.
 
     Args:
         weight: w, 0 or above.
@@ -94,8 +100,8 @@ class TracePenalty(_Penalized):
     On the mean over z it is $f + w \mathrm{Tr} H$: with $w = \sigma^2/2$ what NSO minimizes to
     second order, by third derivatives instead of two gradients, to compare with. z is drawn from
     torch's global generators, which the passes of a step share. Cost: about 5 gradients. Where a
-    network has kinks, these derivatives miss the curvature there, which noise feels. Not for DDP,
-    and not for attention kernels without a second derivative.
+    network has kinks, these derivatives miss the curvature there, which noise feels. Attention is
+    computed by torch's plain kernel. It is a mean over samples, so two processes do what one does.
 
     Args:
         weight: w, 0 or above.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from flatminima.objectives.registry import register
 from flatminima.objectives.remembering import Setting
 from flatminima.objectives.remembering_loss import RememberingLoss, RemembersSamples
 
+NO_EPOCH = """all samples of this batch were seen before, and set_epoch was never called: in \
+epoch 0 the loss is the cross-entropy. Call loss.set_epoch(epoch) as each epoch begins"""
+
 
 class PSKDLoss(RememberingLoss):
     r"""Cross-entropy to labels mixed with the model's own prediction of the epoch before.
@@ -26,8 +30,9 @@ class PSKDLoss(RememberingLoss):
     -\frac1n \sum_i \sum_c s_{ic} \log p_{ic}, \qquad M_i \leftarrow \mathrm{softmax}(z_i / \tau)$$
 
     M is changed after the loss is computed, with the logits of training: those of the augmented
-    input. In epoch 0, and for a sample not met before, s is the label. Within `one_step` all passes
-    use the M of before the step, and M becomes the mean of what they saw.
+    input. In epoch 0, and for a sample not met before, s is the label; a loop that never says which
+    epoch it is gets a warning. Within `one_step` all passes use the M of before the step, and M
+    becomes the mean of what they saw.
 
         loss = PSKDLoss(len(train), classes, total_epochs=epochs)
         for epoch in range(epochs):
@@ -73,6 +78,7 @@ class PSKDLoss(RememberingLoss):
         self.temperature = between("temperature", temperature, 0.01, 100)
         self.total_epochs = whole("total_epochs", total_epochs)
         self.epoch = 0
+        self._told = False
 
     @property
     def alpha(self) -> float:
@@ -85,12 +91,12 @@ class PSKDLoss(RememberingLoss):
         Raises:
             InputError: it is none of the total.
         """
-        if not 0 <= epoch < self.total_epochs:
+        if not whole("epoch", epoch, 0, "epochs") < self.total_epochs:
             raise InputError(
                 f"epoch {epoch} is none of the {self.total_epochs} that alpha grows over, counted "
                 "from 0: set total_epochs to those of the whole training"
             )
-        self.epoch = epoch
+        self.epoch, self._told = epoch, True
 
     def soft_targets(self, labels: Tensor, index: Tensor) -> Tensor:
         """What the loss compares with, s: shape (samples, classes), rows that sum to 1."""
@@ -106,6 +112,9 @@ class PSKDLoss(RememberingLoss):
     def loss(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         """The equation; notes the prediction."""
         targets = self.soft_targets(labels, index).to(logits.dtype)
+        if not self._told and bool(self.memory.read(index).any(1).all()):
+            warnings.warn(NO_EPOCH, stacklevel=2)
+            self._told = True
         self.memory.note(index, (logits.detach() / self.temperature).softmax(1))
         return cross_entropy(logits, targets)
 
@@ -119,7 +128,7 @@ class PSKDLoss(RememberingLoss):
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Take up at an epoch."""
-        self.epoch = state["epoch"]
+        self.epoch, self._told = state["epoch"], True
 
 
 @register(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,11 +73,33 @@ def sample_index(batch: Batch) -> Tensor:
     Raises:
         InputError: the batch does not say.
     """
-    index = batch.get("index") if isinstance(batch, dict) else None
+    index = batch.get("index") if isinstance(batch, Mapping) else None
     if not isinstance(index, Tensor):
         raise InputError(
             "this objective remembers each training sample, and the batch does not say which ones "
             'it holds: give batches {"inputs": ..., "targets": ..., "index": ...}, the index '
             "being the sample's place in the training set, whatever the order"
+        )
+    return index
+
+
+def without_index(batch: Batch) -> Batch:
+    """The batch as a model is to be given it, which does not know "index"."""
+    if isinstance(batch, Mapping):
+        return {key: value for key, value in batch.items() if key != "index"}
+    return batch
+
+
+def check_places(index: Any) -> Tensor:
+    """The index of a loss that needs one.
+
+    Raises:
+        InputError: there is none, or it is no tensor.
+    """
+    if not isinstance(index, Tensor):
+        kind = "not given" if index is None else f"a {type(index).__name__}"
+        raise InputError(
+            f"the index is {kind}: say which samples these are, by each one's place in the "
+            "training set, an int64 tensor of shape (samples,)"
         )
     return index

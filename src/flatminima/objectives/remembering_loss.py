@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from flatminima.errors import InputError
 from flatminima.objectives.memory import Memory, in_full
-from flatminima.objectives.remembering import Remembering, Setting, sample_index
-from flatminima.objectives.supervised import Batch, inputs_and_targets, logits
+from flatminima.objectives.remembering import (
+    Remembering,
+    Setting,
+    check_places,
+    sample_index,
+    without_index,
+)
+from flatminima.objectives.supervised import (
+    Batch,
+    check_classes,
+    class_loss,
+    inputs_and_targets,
+    logits,
+)
 
 
 class RememberingLoss(nn.Module):
@@ -32,19 +43,20 @@ class RememberingLoss(nn.Module):
         self.memory = memory
         self._within_step = False
 
-    def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, index: Tensor | None = None) -> Tensor:
         """The mean loss of a batch, a scalar tensor, in single precision at least.
 
         Args:
             logits: Shape (samples, classes).
             labels: Class indices, int64, shape (samples,).
-            index: Places in the training set, int64, shape (samples,).
+            index: Places in the training set, int64, shape (samples,); in evaluation mode there
+                need be none.
 
         Raises:
-            InputError: shapes that do not fit, or samples that there are not.
+            InputError: no index, shapes or types that do not fit, or samples that there are not.
         """
         if not self.training:
-            return cross_entropy(in_full(logits), labels)
+            return class_loss(in_full(logits), labels)
         try:
             loss = self.of_pass(logits, labels, index)
         except BaseException:
@@ -55,7 +67,7 @@ class RememberingLoss(nn.Module):
             self.remember()
         return loss
 
-    def of_pass(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+    def of_pass(self, logits: Tensor, labels: Tensor, index: Tensor | None) -> Tensor:
         """The loss as `forward` has it in training, noting what `remember` is to remember."""
         classes = self.memory.rows.shape[1]
         if logits.dim() != 2 or logits.shape[1] != classes:
@@ -63,21 +75,16 @@ class RememberingLoss(nn.Module):
                 f"the model gives outputs of shape {tuple(logits.shape)}, and {classes} classes "
                 "are remembered of each sample: give logits of shape (samples, classes)"
             )
-        if not isinstance(index, Tensor):
+        places = check_places(index)
+        check_classes(labels)
+        if not len(logits) == len(labels) == len(places):
             raise InputError(
-                f"the index is a {type(index).__name__}: give each sample's place in the training "
-                "set, an int64 tensor of shape (samples,)"
-            )
-        if labels.is_floating_point():
-            raise InputError(f"the labels are {labels.dtype}: give class indices, int64")
-        if not len(logits) == len(labels) == len(index):
-            raise InputError(
-                f"there are {len(logits)} rows of logits, {len(labels)} labels and {len(index)} "
+                f"there are {len(logits)} rows of logits, {len(labels)} labels and {len(places)} "
                 "indices: give one of each for a sample"
             )
         # 0.9999 is 1 in 16 bits.
         with torch.autocast(logits.device.type, enabled=False):
-            return self.loss(in_full(logits), labels, index)
+            return self.loss(in_full(logits), labels, places)
 
     def loss(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         """The equation; notes what is to be remembered."""
@@ -135,12 +142,10 @@ class RemembersSamples(Remembering):
                 not called.
         """
         index = sample_index(batch) if model.training else None
-        if isinstance(batch, Mapping):
-            batch = {key: value for key, value in batch.items() if key != "index"}
-        inputs, targets = inputs_and_targets(batch)
+        inputs, targets = inputs_and_targets(without_index(batch))
         outputs = logits(model, inputs)
         if index is None:
-            return cross_entropy(in_full(outputs), targets)
+            return class_loss(in_full(outputs), targets)
         return self.begun().of_pass(outputs, targets, index)
 
     def after_step(self, taken: bool = True) -> None:

@@ -13,8 +13,41 @@ from flatminima.errors import InputError
 Batch: TypeAlias = Any
 """What a loader yields: `(inputs, targets)`, or a mapping with "inputs" and "targets"."""
 
+NO_CLASSES = """the targets are {dtype} of shape {shape}, which are no classes: give \
+class indices, int64{soft}; to predict numbers take squared-error, absolute-error or conr"""
+
 Objective: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 """`(model, batch) -> loss`, a scalar: the mean over the samples of the batch."""
+
+
+def check_classes(targets: Tensor, soft: torch.Size | None = None) -> None:
+    """Refuse numbers where classes are meant.
+
+    Args:
+        targets: Of a batch.
+        soft: The shape that probabilities of classes may have; None where they may not be given.
+
+    Raises:
+        InputError: they are floating-point numbers of another shape.
+    """
+    if targets.is_floating_point() and targets.shape != soft:
+        shape, more = tuple(targets.shape), "" if soft is None else ", or a probability for each"
+        raise InputError(NO_CLASSES.format(dtype=targets.dtype, shape=shape, soft=more))
+
+
+def class_loss(outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """The mean cross-entropy of logits.
+
+    Args:
+        outputs: Logits, shape (samples, classes).
+        targets: Class indices, int64, shape (samples,), or probabilities, like `outputs`.
+        label_smoothing: As of `torch.nn.functional.cross_entropy`.
+
+    Raises:
+        InputError: the targets are numbers that are neither.
+    """
+    check_classes(targets, outputs.shape)
+    return nn.functional.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
 
 
 class Supervised:
@@ -35,7 +68,10 @@ class Supervised:
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of `model` on `batch`, a scalar tensor."""
         inputs, targets = inputs_and_targets(batch)
-        return self.criterion(logits(model, inputs), targets)
+        outputs = logits(model, inputs)
+        if self.criterion is nn.functional.cross_entropy:
+            check_classes(targets, outputs.shape)
+        return self.criterion(outputs, targets)
 
 
 def inputs_and_targets(batch: Batch) -> tuple[Any, Tensor]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import ClassVar, Literal, cast
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +85,15 @@ class WeightCompander(nn.Module):
                 self.register_parameter(name, nn.Parameter(number))
             else:
                 self.register_buffer(name, number)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # In 16 bits a scale is off by half a percent, and so would be all weights.
+        before = [scale.detach().clone() for scale in (self.log_a, self.log_b)]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for now, exact in zip((self.log_a, self.log_b), before, strict=True):
+            if now.dtype in (torch.float16, torch.bfloat16):
+                now.data = exact.to(device=now.device, dtype=torch.float32)
+        return self
 
     def forward(self, latent: Tensor) -> Tensor:
         """The weights of latents."""

@@ -133,5 +133,14 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"cannot read the mask file {path}: {error}") from error
     if said is None:
         raise InputError(f"{path} is a safetensors file without masks: give a mask.safetensors")
-    about: dict[str, Any] = json.loads(said)
-    return {name: unpack_mask(own, about["shapes"][name]) for name, own in bits.items()}, about
+    try:
+        about = json.loads(said)
+        of = {name: (about["shapes"][name], about["dtypes"][name]) for name in bits}
+        print_of_weights = about["fingerprint"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"{path} does not say what its masks are of: it is damaged, write it anew"
+        ) from error
+    masks = {name: unpack_mask(bits[name], shape) for name, (shape, _) in of.items()}
+    dtypes = {name: dtype for name, (_, dtype) in of.items()}
+    return masks, {"dtypes": dtypes, "fingerprint": print_of_weights}

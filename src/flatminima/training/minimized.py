@@ -51,6 +51,7 @@ def objective(recipe: Recipe, data: DataSet) -> Objective:
             f"--optimizer gns takes its curvature through the outputs, and --objective {name} is "
             "not one criterion of them: take cross-entropy or squared-error"
         )
+    _check_compared(recipe, data)
     if isinstance(found, BackwardCorrection):
         found.inverse(data.outputs)  # refuses what labels of so many classes cannot be
     if isinstance(found, AcrossDomains):
@@ -114,6 +115,16 @@ def check_encoding(minimized: Objective, encoding: Encoding) -> None:
         raise InputError(
             "--objective cutmix cuts rectangles out of images, and this model is given them as "
             "vectors: say --model cnn, or take mixup"
+        )
+
+
+def _check_compared(recipe: Recipe, data: DataSet) -> None:
+    """Refuse to hold predictions against those of the frozen model where they are no classes."""
+    name, given = parse_brackets(recipe.reparam.reparam)
+    if name == "r-amt" and given.get("strength", 1) and data.task == "regression":
+        raise InputError(
+            f"--reparam r-amt compares predictions as probabilities of classes, and {data.name} is "
+            "a task of regression: say --reparam 'r-amt(strength=0)', which compares nothing"
         )
 
 
