@@ -90,6 +90,11 @@ MISTAKES = {
 
 
 SHORT = {
+    "a loss of classes for matrices": (
+        "data: matrix-sensing\nobjective: mixup",
+        2,
+        "take squared-error",
+    ),
     "steps of another schedule": ("data: digits\nlr_step: 5", 2, "--lr-schedule step"),
     "a rate of no average": ("swa_lr: 0.01\nperturb: [plain, plain:keep=ema]", 1, "--keep swa"),
     "how to tune nothing": ("data: digits\ntuner: sweep", 2, "--tune, which nothing"),
