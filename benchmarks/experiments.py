@@ -162,7 +162,8 @@ bSAM and USAM: there SAM, Friendly SAM and LookSAM have lower traces than NSO (i
 29 % above them), ASAM and m-SAM tie, and seven of the nine have lower eigenvalues. On letters no
 method has a lower trace, ASAM's ties on clean labels; ASAM's eigenvalue is lower there, those of
 SAM, USAM and RSAM tie, and with label noise SAM's does. Where NSO is lower elsewhere by more than
-the paper says, SAM was not tuned, but for `few-shot-glyphs` at 260 samples.
+the paper says, SAM was not tuned, but for `few-shot-glyphs` at 260 samples; nor was it on the
+rendered scenes, where its eigenvalue is the lower one.
 """
 
 
