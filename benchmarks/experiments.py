@@ -163,7 +163,7 @@ bSAM and USAM: there SAM, Friendly SAM and LookSAM have lower traces than NSO (i
 method has a lower trace, ASAM's ties on clean labels; ASAM's eigenvalue is lower there, those of
 SAM, USAM and RSAM tie, and with label noise SAM's does. Where NSO is lower elsewhere by more than
 the paper says, SAM was not tuned, but for `few-shot-glyphs` at 260 samples; nor was it on the
-rendered scenes, where its eigenvalue is the lower one.
+rendered scenes, where its trace and eigenvalue are the lower ones (NSO: 20 and 51 % above them).
 """
 
 
