@@ -299,3 +299,8 @@ def test_keys_that_conflict_with_those_of_small_are_refused(
 @pytest.mark.parametrize("text", TAKEN.values(), ids=TAKEN)
 def test_what_may_be_is_taken(tmp_path, nothing_is_read, text):
     assert parse(write(tmp_path, text + "\n"), small=False)
+
+
+def test_nothing_is_said_of_the_layers_that_values_are_tried_on(tmp_path, nothing_is_read, recwarn):
+    parse(write(tmp_path, "data: digits\nreparam: weight-compander(a=0.001)"), small=False)
+    assert not recwarn.list

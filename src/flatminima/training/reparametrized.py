@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from flatminima.errors import InputError
@@ -42,7 +44,10 @@ def check_values(recipe: Recipe) -> None:
     layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     own = {option: value for option, value in given.items() if option != "targets"}
     try:
-        make_reparam(name, layers, **own)
+        with warnings.catch_warnings():
+            # What is said of these layers means nothing for the model.
+            warnings.simplefilter("ignore")
+            make_reparam(name, layers, **own)
     except InputError as error:
         if any(repr(value) in str(error) for value in own.values()):
             raise
