@@ -14,6 +14,11 @@ def flatness():
     return runpy.run_path(str(BENCHMARKS / "flatness.py"))
 
 
+@pytest.fixture
+def rows_picture():
+    return runpy.run_path(str(BENCHMARKS / "rows_picture.py"))
+
+
 def summary(methods):
     return {
         "seeds": [0, 1, 2],
@@ -78,3 +83,27 @@ def test_a_study_that_measured_nothing_or_no_such_method_has_no_row(flatness, tm
     table = flatness["table"](results(tmp_path, **kept))
     assert "bare" not in table
     assert "alone" not in table
+
+
+def test_a_comparison_is_drawn_with_far_means_in_words(rows_picture, tmp_path, monkeypatch):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.setattr(pyplot, "close", lambda figure: None)
+    pyplot.switch_backend("svg")
+    means = {"plain": 77.0, "nso": 85.0, "sam": 82.0, "asam": 80.0, "diverged": 9.0}
+    entries = {
+        name: {
+            "test_accuracy": {"mean": mean / 100, "ci95": [mean / 100 - 0.01, mean / 100 + 0.01]}
+        }
+        for name, mean in means.items()
+    }
+    found = {"reference": "plain", "methods": entries}
+    rows_picture["draw"](found, tmp_path / "rows.svg", ["test_accuracy", "hessian_trace"])
+    (panel,) = pyplot.gcf().axes
+    assert (tmp_path / "rows.svg").is_file()
+    assert [label.get_text() for label in panel.get_yticklabels()] == list(means)
+    low, high = panel.get_xlim()
+    assert 70 < low < 76
+    assert 86 < high < 92
+    (told,) = panel.texts
+    assert told.get_text() == "← 9"
+    assert told.get_position()[1] == 4

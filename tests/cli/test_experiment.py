@@ -90,6 +90,25 @@ MISTAKES = {
 
 
 SHORT = {
+    "a loss of classes for matrices": (
+        "data: matrix-sensing\nobjective: mixup",
+        2,
+        "take squared-error",
+    ),
+    "steps of another schedule": ("data: digits\nlr_step: 5", 2, "--lr-schedule step"),
+    "a rate of no average": ("swa_lr: 0.01\nperturb: [plain, plain:keep=ema]", 1, "--keep swa"),
+    "how to tune nothing": ("data: digits\ntuner: sweep", 2, "--tune, which nothing"),
+    "how often to look at no trace": ("live_trace_every: 2\ndata: digits", 1, "--live-trace"),
+    "a radius below 0": ("perturb:\n- plain:reparam=distance-constraint(radius=-1)", 2, "above 0"),
+    "a rank in words": ("data: digits\nreparam: lora(rank=low)", 2, "whole number"),
+    "a misspelt word of an option": (
+        "reparam: distance-constraint(radius=1;norm=row)",
+        1,
+        "'rows'",
+    ),
+    "a column of built-in data": ("data: pydocs\nlabel_column: label", 2, "is built in"),
+    "folders of built-in data": ("data: digits\ndomain_folders: true", 2, "is built in"),
+    "columns left for the small data": ("text_column: text\ndata: pydocs", 1, "is built in"),
     "misspelt data": ("data: digts", 1, "'digits'"),
     "misspelt data with options": ("data: scens(images=9)", 1, "'scenes'"),
     "an option of data that take none": ("data: glyphs(n=3)", 1, "takes no options"),
@@ -180,6 +199,11 @@ OF_SMALL = {
 }
 
 TAKEN = {
+    "a rate of one method's average": "swa_lr: 0.01\nperturb: [plain, plain:keep=swa]",
+    "steps of a schedule that is varied": "lr_step: 5\nvary:\n  lr_schedule: [cosine, step]",
+    "what says what is so anyway": "lr_step: 10\naverage_from: 0.75\ntuner: stn",
+    "adapters of layers that are not here": "data: digits\nreparam: lora(rank=4;targets=query)",
+    "columns of a table": "data: a.csv\ntext_column: text\nlabel_column: label",
     "data of a hub": "data: owner/digts",
     "data of a hub by a bare name": "data: imdb",
     "a table that is not here": "data: digts.csv",
@@ -275,3 +299,8 @@ def test_keys_that_conflict_with_those_of_small_are_refused(
 @pytest.mark.parametrize("text", TAKEN.values(), ids=TAKEN)
 def test_what_may_be_is_taken(tmp_path, nothing_is_read, text):
     assert parse(write(tmp_path, text + "\n"), small=False)
+
+
+def test_nothing_is_said_of_the_layers_that_values_are_tried_on(tmp_path, nothing_is_read, recwarn):
+    parse(write(tmp_path, "data: digits\nreparam: weight-compander(a=0.001)"), small=False)
+    assert not recwarn.list

@@ -108,6 +108,7 @@ def parse(file: Path, *, small: bool) -> Asked:
     if grid is not None:
         _check_once(places, fields, grid, small)
         _check_grid(places, recipe, methods, grid, small)
+    _check_used(places, recipe, methods, grid or {}, small)
     return Asked(fields, recipe, methods, seeds, grid, content.get("about") or {})
 
 
@@ -225,6 +226,19 @@ def _check_once(
                 f"varied, and set in {_where(places, str(name), small=small).split(', ')[-1]}: "
                 "leave one out (null unsets it)"
             )
+
+
+def _check_used(
+    places: Places, recipe: Recipe, methods: Sequence[str], grid: Mapping[str, Any], small: bool
+) -> None:
+    from flatminima.training.checks import check_used, of_method
+
+    varied = [(k, value) for k, values in grid.items() if values != "all" for value in values]
+    points = [recipe, *(recipe.but(**{name: value}) for name, value in varied)]
+    try:
+        check_used(recipe, (of_method(point, method) for point in points for method in methods))
+    except InputError as error:
+        raise InputError(f"{places.of_flags(str(error), small=small)}: {error}") from error
 
 
 def _check_grid(

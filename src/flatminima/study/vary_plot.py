@@ -14,6 +14,8 @@ MARKERS = "osD^Pv*"
 WORDS = {
     "test_accuracy": "test accuracy (%)",
     "test_accuracy_harmonic": "base and novel (%)",
+    "test_accuracy_base": "base (%)",
+    "test_accuracy_novel": "novel (%)",
     "test_recall": "test recall (%)",
     "test_mae": "test MAE",
     "test_error": "test error",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 
 import torch
 
@@ -18,8 +19,28 @@ from flatminima.training.minimized import check_encoding, check_kind, check_task
 from flatminima.training.named import check_choosing, check_named, known
 from flatminima.training.optimizers import base_optimizer
 from flatminima.training.prepared import prepare
-from flatminima.training.recipe import Recipe, parse_method
-from flatminima.training.reparametrized import reparam, reparam_named, self_tuned_knobs
+from flatminima.training.recipe import Recipe, flag, parse_method
+from flatminima.training.reparametrized import (
+    check_values,
+    reparam,
+    reparam_named,
+    self_tuned_knobs,
+)
+from flatminima.training.specs import TuneSpec
+
+USED: dict[str, tuple[str, Callable[[Recipe], bool]]] = {
+    "lr_step": ("--lr-schedule step", lambda recipe: recipe.optimizer.lr_schedule == "step"),
+    "swa_lr": ("--keep swa", lambda recipe: recipe.loop.keep == "swa"),
+    "ema_decay": ("--keep ema", lambda recipe: recipe.loop.keep == "ema"),
+    "average_from": ("--keep swa or ema", lambda recipe: recipe.loop.keep in ("swa", "ema")),
+    "live_trace_every": ("--live-trace", lambda recipe: recipe.loop.live_trace),
+    **{
+        field.name: ("--tune", lambda recipe: bool(recipe.tune.tune))
+        for field in fields(TuneSpec)
+        if field.name != "tune"
+    },
+}
+"""Settings that say nothing by themselves: what each is for, and whether a recipe has that."""
 
 
 def for_methods(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe]:
@@ -81,6 +102,26 @@ def check_shared(recipe: Recipe, methods: Sequence[str]) -> dict[str, list[str]]
     return takes
 
 
+def check_used(recipe: Recipe, own: Iterable[Recipe]) -> None:
+    """Refuse a setting that no run of a study would use.
+
+    Args:
+        recipe: What all runs have in common.
+        own: That of each method, see `of_method`, at each value of what is varied.
+
+    Raises:
+        InputError: there is one.
+    """
+    said, usual = recipe.flat(), Recipe().flat()
+    runs = list(own)
+    for name, (needs, uses) in USED.items():
+        if said[name] != usual[name] and not any(map(uses, runs)):
+            raise InputError(
+                f"{flag(name)} is for {needs}, which nothing here sets: set that, or leave "
+                f"{flag(name)} out"
+            )
+
+
 def check_twice(methods: Sequence[str]) -> None:
     """Refuse a method that is given twice, by an alias too.
 
@@ -92,6 +133,13 @@ def check_twice(methods: Sequence[str]) -> None:
         raise InputError(f"--perturb names a method twice: {', '.join(methods)}")
 
 
+def of_method(recipe: Recipe, method: str) -> Recipe:
+    """A recipe with the settings that a method brings, without options that it does not have."""
+    takes = options(parse_method(method)[0])
+    foreign = {k: v for k, v in SHARED_OPTIONS.items() if k not in takes}
+    return specialize(recipe.but(perturb=method, **foreign))
+
+
 def check_method(recipe: Recipe, method: str) -> None:
     """Refuse what no data could save, before any are read: names, options, contradictions.
 
@@ -100,12 +148,10 @@ def check_method(recipe: Recipe, method: str) -> None:
             have; a value out of range; what the recipe says of its data does not go with it.
     """
     name, _ = parse_method(method)
-    takes = options(name)
-    foreign = {k: v for k, v in SHARED_OPTIONS.items() if k not in takes}
-    ready = specialize(recipe.but(perturb=method, **foreign))
-    ready = ready.resolved("transformers", True, card(name).base)
+    ready = of_method(recipe, method).resolved("transformers", True, card(name).base)
     perturbed(base_optimizer(torch.nn.Linear(1, 1), ready.optimizer, samples=1), ready)
     reparam_named(ready)
+    check_values(ready)
     check_named(ready)
     data = known(ready.data)
     if ready.objective.objective is not None:

@@ -86,6 +86,7 @@ def check_task(name: str, task: str, source: str) -> None:
     tasks = objective_card(name).tasks
     if task not in tasks and name != parse_brackets(TASKS[task].objective)[0]:
         fitting = [card.name for card in objective_cards() if task in card.tasks]
+        fitting = fitting or [TASKS[task].objective]
         raise InputError(
             f"--objective {name} is a loss of {' or '.join(tasks)}, and "
             f"{source} is a task of {task}: take {' or '.join(fitting)}"

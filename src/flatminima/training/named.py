@@ -44,6 +44,10 @@ WORDS = {
 }
 
 
+COLUMNS = ("text_column", "label_column", "image_column", "domain_column")
+FOLDERS = ("domain_folders", "folders of images")
+
+
 @dataclass(frozen=True)
 class Known:
     """What is known of data before they are read.
@@ -64,13 +68,14 @@ def known(spec: DataSpec) -> Known:
 
     Raises:
         InputError: a built-in name, or an option of one, that is misspelt; a task that a built-in
-            data set is not for.
+            data set is not for; columns or folders of one.
     """
     data = spec.data
     # Of three numbers the one in the middle; a wrong word is refused where the recipe is made.
     validates = spec.per_class is None or spec.counts_per_class()[1] > 0
     found = builtin(data)
     if found is not None:
+        _check_no_files(spec)
         task = _task_of(spec, found.kind, found.task)
         share = found.validation if spec.validation_fraction is None else spec.validation_fraction
         return Known(found.kind, task, validates and (found.validation is None or share != 0))
@@ -131,6 +136,16 @@ def _task_of(spec: DataSpec, kind: str, task: str) -> str:
             "out, or give a table with the labels that you mean"
         )
     return spec.task or task
+
+
+def _check_no_files(spec: DataSpec) -> None:
+    """Refuse what says how to read a table or a folder where a built-in data set is asked for."""
+    for name, of in (*((column, "tables") for column in COLUMNS), FOLDERS):
+        if getattr(spec, name):
+            raise InputError(
+                f"--{name.replace('_', '-')} is for {of}, and {spec.data} is built in: leave it "
+                "out, or give such data"
+            )
 
 
 def _check_model(name: str, data: Known, source: str) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
+from flatminima.errors import InputError
 from flatminima.reparam import Reparam, check_reparam, make_reparam
 from flatminima.training.brackets import parse_brackets
 from flatminima.training.knobs import asked_knobs
@@ -27,6 +30,27 @@ def reparam(recipe: Recipe, model: torch.nn.Module) -> Reparam:
         return SelfTunedWeights(model, len(knobs), recipe.loop.seed)
     name, given = parse_brackets(recipe.reparam.reparam)
     return make_reparam(name, model, **given)
+
+
+def check_values(recipe: Recipe) -> None:
+    """Refuse values of a reparametrization's options that no model could save.
+
+    They are tried on two small layers; what these layers are no match for is not refused.
+
+    Raises:
+        InputError: a value of a wrong type or out of its range.
+    """
+    name, given = parse_brackets(recipe.reparam.reparam)
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    own = {option: value for option, value in given.items() if option != "targets"}
+    try:
+        with warnings.catch_warnings():
+            # What is said of these layers means nothing for the model.
+            warnings.simplefilter("ignore")
+            make_reparam(name, layers, **own)
+    except InputError as error:
+        if any(repr(value) in str(error) for value in own.values()):
+            raise
 
 
 def self_tuned_knobs(recipe: Recipe) -> dict[str, Knob]:

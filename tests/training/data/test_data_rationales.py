@@ -109,6 +109,10 @@ def test_what_does_not_go_with_rationales_is_refused(table):
         (" The answer is maybe.", "yes", None),
         (" The answer is", "yes", None),
         (" It is 4.", "4", None),
+        (" The answer is St. Louis. It is in Missouri.", "St. Louis", "st. louis"),
+        (" The answer is .5 of them.", "0.5", "0.5"),
+        (" The answer is 0.5.", ".5", "0.5"),
+        (" The answer is ...5", "5", "5"),
     ],
 )
 def test_answers_are_read_off_generated_text(generated, wanted, found):
@@ -116,7 +120,7 @@ def test_answers_are_read_off_generated_text(generated, wanted, found):
 
 
 @given(
-    st.sampled_from(["yes", "no", "A", "e", "(C)", "The Nile"])
+    st.sampled_from(["yes", "no", "A", "e", "(C)", "The Nile", "St. Louis", "a. b. c", ".25"])
     | st.integers().map(str)
     | st.integers().map(lambda n: f"{n:,}")
     | st.decimals(allow_nan=False, allow_infinity=False, places=3).map(str),

@@ -8,7 +8,7 @@ from decimal import Decimal, InvalidOperation
 PHRASE = "The answer is"
 """What announces the answer, in what is trained on and in what is generated."""
 
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|(?<![\d.])\.\d+)")
 _OPTION = re.compile(r"\b[a-z]\b")
 _IN_BRACKETS = re.compile(r"\([a-z]\)")
 _YES_NO = re.compile(r"\b(?:yes|no)\b")
@@ -31,8 +31,9 @@ def normalized(answer: str) -> str:
     Numbers lose separators of thousands, signs of currency, "%" and zeros at the end; all else is
     in lower case, without space, brackets and full stops about it.
     """
-    text = " ".join(answer.lower().split()).strip(" .()$%")
-    return _as_number(text) or text
+    text = " ".join(answer.lower().split())
+    # A point before a number is part of it.
+    return _as_number(text.strip(" ()$%").rstrip(" .()$%")) or text.strip(" .()$%")
 
 
 def parse(generated: str, wanted: str) -> str | None:
@@ -40,7 +41,8 @@ def parse(generated: str, wanted: str) -> str | None:
 
     It is what follows the last "The answer is" on its line, in the form of the wanted answer: the
     first number where that is a number, the first "yes" or "no" where it is one of them, the first
-    letter in brackets, or on its own, where it is a letter (options), else all up to a full stop.
+    letter in brackets, or on its own, where it is a letter (options), else all up to a full stop,
+    or as many sentences as the wanted answer has: "St. Louis" counts as two.
     """
     place = generated.lower().rfind(PHRASE.lower())
     lines = generated[place + len(PHRASE) :].strip().splitlines() if place >= 0 else []
@@ -56,7 +58,8 @@ def parse(generated: str, wanted: str) -> str | None:
         if is_form:
             found = pattern.search(text)
             return normalized(found.group()) if found else None
-    return normalized(text.partition(". ")[0]) or None
+    sentences = text.split(". ")[: 1 + form.count(". ")]
+    return normalized(". ".join(sentences)) or None
 
 
 def _as_number(text: str) -> str | None:
