@@ -188,7 +188,7 @@ def page() -> str:
         "intervals of pictures, which are not, may not.\n",
         "| experiment | verdict |\n| :-- | :-- |",
         *(f"| {_link(name)} | {_line(_about(name)['verdict'])} |" for name in here),
-        f"| [{len(names) - len(here)} others](#not-run-here) | not run here: they need data |\n",
+        f"| [{len(names) - len(here)} others](#not-run-here) | not run here: most need data |\n",
     ]
     for name in here:
         parts += _section(name, read_json(found[name]))
