@@ -167,7 +167,7 @@ def test_digits_are_turned_by_the_angle_of_their_domain():
         ({"domain_column": "label", "label_column": "label"}, "for something else"),
         (
             {"domain_column": None, "text_column": "site", "test_domain": "north"},
-            "has none: name them by",
+            "has none: take rotated-digits or two-bits, .* --domain-column",
         ),
         ({"domain_folders": True}, "leave one out"),
         (
