@@ -16,9 +16,9 @@ from step_models import Batch, Task
 
 from flatminima.perturb import weights
 from flatminima.perturb.buffers import Buffers
+from flatminima.perturb.gradients import Gradients
 from flatminima.perturb.randomness import Replay
 from flatminima.perturb.sam import SAM
-from flatminima.perturb.weights import Gradients
 from flatminima.perturb.wrapper import Wrapper
 
 PARTS = {

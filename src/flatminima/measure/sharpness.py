@@ -18,7 +18,7 @@ from flatminima.measure.passes import Passes
 from flatminima.measure.results import Estimate, Result, mean_and_stderr
 from flatminima.measure.untouched import check_recording, free_parameters, untouched
 from flatminima.objectives import Objective
-from flatminima.perturb.weights import global_norm
+from flatminima.perturb.gradients import global_norm
 from flatminima.progress import Progress
 
 MEND = "mend the data or the model, or take a smaller rho"

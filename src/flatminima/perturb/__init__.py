@@ -8,6 +8,7 @@ from flatminima.perturb.cards import card, cards, make, options, refused, regist
 from flatminima.perturb.engine import Perturbed
 from flatminima.perturb.friendly_sam import FriendlySAM
 from flatminima.perturb.glad import GLAD
+from flatminima.perturb.gradients import Gradients, global_norm
 from flatminima.perturb.gsam import GSAM
 from flatminima.perturb.looksam import LookSAM
 from flatminima.perturb.m_sam import MSAM
@@ -17,7 +18,7 @@ from flatminima.perturb.plain import Plain
 from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.rsam import RSAM
 from flatminima.perturb.sam import SAM, USAM
-from flatminima.perturb.weights import Gradients, Weights, global_norm
+from flatminima.perturb.weights import Weights
 
 __all__ = [
     "ASAM",

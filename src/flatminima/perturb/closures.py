@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flatminima.errors import InputError
+from flatminima.perturb.gradients import global_norm
 from flatminima.perturb.plans import Pass, Watcher
-from flatminima.perturb.weights import global_norm
 
 SCALED = """a GradScaler drives this step(closure): it unscaled gradients before the closure makes \
 them anew, so they would stay multiplied by its scale. Leave the closure out:

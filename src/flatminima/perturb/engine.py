@@ -34,6 +34,7 @@ from flatminima.perturb.closures import (
     driven_by_scaler,
     unscaled,
 )
+from flatminima.perturb.gradients import Gradients, clip
 from flatminima.perturb.options import between, truth, whole
 from flatminima.perturb.plans import Pass, Turn, Watcher
 from flatminima.perturb.randomness import Replay
@@ -42,7 +43,7 @@ from flatminima.perturb.resolution import HALF, Resolution
 from flatminima.perturb.running import Running
 from flatminima.perturb.schedules import Schedule
 from flatminima.perturb.shares import WHOLE, bounds, cut, sample_count
-from flatminima.perturb.weights import Gradients, Slot, Spare, Weights, clip
+from flatminima.perturb.weights import Slot, Spare, Weights
 from flatminima.perturb.wrapper import Wrapper
 
 NOT_RUN = """step() needs the gradients of this step's passes first. Either

@@ -11,11 +11,12 @@ from torch.optim import Optimizer
 from flatminima.cards import Card
 from flatminima.errors import InputError, unknown
 from flatminima.perturb.cards import register
+from flatminima.perturb.gradients import TINY
 from flatminima.perturb.options import Options, between
 from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.sam import SAM
 from flatminima.perturb.two_gradients import TwoGradients
-from flatminima.perturb.weights import TINY, Weights
+from flatminima.perturb.weights import Weights
 
 MODES = ("blend", "constrain")
 

@@ -11,11 +11,12 @@ from torch.optim import Optimizer
 from flatminima.cards import Card
 from flatminima.errors import InputError
 from flatminima.perturb.cards import register
+from flatminima.perturb.gradients import global_norm
 from flatminima.perturb.options import Options, between, whole
 from flatminima.perturb.plans import Pass, Turn
 from flatminima.perturb.sam import EPSILON, SAM
 from flatminima.perturb.two_gradients import TwoGradients, perpendicular
-from flatminima.perturb.weights import Weights, global_norm
+from flatminima.perturb.weights import Weights
 
 
 @register()

@@ -6,10 +6,11 @@ from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 
 from flatminima.perturb.buffers import Buffers
+from flatminima.perturb.gradients import Gradients
 from flatminima.perturb.plans import Pass, Watcher
 from flatminima.perturb.randomness import Replay
 from flatminima.perturb.shares import fraction
-from flatminima.perturb.weights import Gradients, Weights
+from flatminima.perturb.weights import Weights
 
 LOST = """.grad was emptied or replaced while passes ran, so the passes before are lost from it: \
 inside the loop call optimizer.zero_grad() or none, and let backward() add to .grad"""

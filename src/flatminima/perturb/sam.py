@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 from flatminima.cards import Card
 from flatminima.perturb.cards import foreign_option, register
 from flatminima.perturb.engine import Perturbed
+from flatminima.perturb.gradients import global_norm
 from flatminima.perturb.options import Options, truth
 from flatminima.perturb.plans import Pass, Turn
-from flatminima.perturb.weights import Slot, Weights, global_norm
+from flatminima.perturb.weights import Slot, Weights
 
 EPSILON = 1e-12
 

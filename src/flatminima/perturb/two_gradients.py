@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flatminima.perturb.weights import TINY, Slot, Weights, global_norm, inner_product
+from flatminima.perturb.gradients import TINY, global_norm, inner_product
+from flatminima.perturb.weights import Slot, Weights
 
 
 class TwoGradients:
