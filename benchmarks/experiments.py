@@ -185,7 +185,8 @@ def page() -> str:
         "DomainNet's noisy labels have no recipe here. What the paper says is told as far as we "
         "know it: its tables could not be read. ± and [low, high] are 95 % Student's t intervals "
         "over seeds; differences are paired by seed, so tables tell apart what "
-        "intervals of pictures, which are not, may not.\n",
+        "intervals of pictures, which are not, may not. Times per step were taken while the "
+        "machine did other work too, and order nothing; docs/performance.md has those that do.\n",
         "| experiment | verdict |\n| :-- | :-- |",
         *(f"| {_link(name)} | {_line(_about(name)['verdict'])} |" for name in here),
         f"| [{len(names) - len(here)} others](#not-run-here) | not run here: most need data |\n",
